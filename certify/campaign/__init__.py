@@ -1,0 +1,7 @@
+"""Certifying a whole data set: store, resume, logs, tables."""
+
+from certify.campaign.logs import export_log, read_log
+from certify.campaign.runner import run
+from certify.campaign.store import Published, Results, Store
+
+__all__ = ["Published", "Results", "Store", "export_log", "read_log", "run"]

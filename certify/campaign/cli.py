@@ -1,0 +1,33 @@
+"""What the command lines share."""
+
+import typer
+
+from certify.errors import InputError
+
+
+def make_app(text: str | None) -> typer.Typer:
+    """A command line whose help begins with `text`, and which always names its commands."""
+    app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=text)
+    app.callback()(lambda: None)  # without one, typer would drop the name of a lone command
+    return app
+
+
+def start(app: typer.Typer) -> None:
+    """Run a command; a wrong input ends with its rule and value, and status 2."""
+    try:
+        app()
+    except InputError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(2) from None
+
+
+def parse_radii(text: str) -> list[float]:
+    """Comma-separated radii.
+
+    Raises:
+        InputError: a part is no number.
+    """
+    try:
+        return [float(r) for r in text.split(",")]
+    except ValueError:
+        raise InputError(f"need comma-separated radii, such as 0,0.25,0.5; got {text!r}") from None

@@ -1,0 +1,120 @@
+"""Certify the examples of a data set into a store, from where an earlier attempt stopped."""
+
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from certify.campaign.progress import progress
+from certify.campaign.store import Results, Store
+from certify.campaign.weights import Data, model_digest, tensor_digest
+from certify.certificate import Certificate
+from certify.errors import InputError
+from certify.rng import Stream
+from certify.voting import BaseClassifier, Execution
+
+Method = Callable[..., Certificate]
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions and hardware of this process, for the record."""
+    packages = ("robust-radius", "torch", "numpy", "scipy")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "python": platform.python_version(),
+        **{p: version(p) for p in packages},
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "pid": os.getpid(),
+    }
+
+
+def select(data: Data, indices: str) -> tuple[Tensor, Tensor, list[int]]:
+    """The examples at `start:stop:step`, as x, y and ids.
+
+    Raises:
+        InputError: the text is not a slice, or it selects nothing.
+    """
+    try:
+        parts = [int(p) if p else None for p in indices.split(":")]
+        chosen = slice(*parts) if 1 < len(parts) <= 3 else None
+        if chosen is None or chosen.step == 0:
+            raise ValueError
+    except ValueError:
+        raise InputError(f"need indices start:stop:step, such as 0:10000:20; got {indices!r}") from None
+    ids = data.id[chosen].tolist()
+    if not ids:
+        raise InputError(f"need at least one example; {indices!r} selects none of {len(data.id)}")
+    return data.x[chosen], data.y[chosen], ids
+
+
+def run(
+    store: str | Path,
+    method: Method,
+    model: nn.Module,
+    data: Data,
+    *,
+    names: tuple[str, str],
+    indices: str = ":",
+    seed: int = 0,
+    execution: Execution | None = None,
+    batch: int = 8,
+    add: bool = False,
+) -> Results:
+    """Certify the chosen examples and store each; rows already there are not computed again.
+
+    Args:
+        store: The SQLite file, made where missing.
+        method: A certifier, (model, x, rng=...) -> Certificate.
+        model: In evaluation mode, on its device.
+        data: The data set.
+        names: What to call the model and the data set in the record.
+        indices: Which examples, as a slice.
+        seed: The campaign's seed; each example draws from a stream named by its id.
+        execution: How the base classifier is evaluated.
+        batch: Examples per transaction; the numbers do not depend on it.
+        add: Allow a run with other settings beside those in the store.
+
+    Returns: All rows of this run, those of earlier sessions included.
+
+    Raises:
+        InputError: the store holds other settings, or an input is wrong. Rows written so far stay.
+    """
+    if batch < 1:
+        raise InputError(f"need batch >= 1; got {batch}")
+    x, y, ids = select(data, indices)
+    base = BaseClassifier(model, x[:1], execution)
+    settings = {
+        "model": names[0],
+        "model_sha256": model_digest(model),
+        "data": names[1],
+        "data_sha256": tensor_digest(data.x, data.y),
+        "method": repr(method),
+        "execution": repr(base.execution),
+        "seed": seed,
+        "torch": torch.__version__,
+        "device": base.device.type,
+    }
+    root = Stream(seed)
+    with Store(store, create=True) as file:
+        record = file.open_run(settings, environment(base.device), add=add)
+        done = record.done()
+        pending = [i for i, e in enumerate(ids) if e not in done]
+        with progress(f"certify {names[1]}", total=len(ids), done=len(ids) - len(pending)) as bar:
+            for rows in _batches(pending, batch):
+                started = time.perf_counter()
+                certificate = method(base, x[rows], rng=[root.child(ids[i]) for i in rows])
+                seconds = time.perf_counter() - started
+                record.append(certificate, [ids[i] for i in rows], y[rows].tolist(), seconds)
+                bar.advance(len(rows))
+        return next(r for r in file.results() if r.settings == settings)
+
+
+def _batches(items: Sequence[int], size: int) -> list[list[int]]:
+    return [list(items[i : i + size]) for i in range(0, len(items), size)]

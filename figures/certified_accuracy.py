@@ -1,0 +1,57 @@
+"""Certified accuracy against radius: the observed curve, and the population band that it proves."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from certify.campaign.tables import Format, Row, read_source, render, rows_of
+from figures.page import write
+
+_POINTS = 400
+
+
+def certified_accuracy(sources: Sequence[Path], out: Path, radii: Sequence[float], *, rho: float = 0.05) -> list[Path]:
+    """Draw the curves of stores and published logs, with the table at `radii` beside them.
+
+    Args:
+        sources: Stores and logs.
+        out: The folder.
+        radii: Where the table reads the curves.
+        rho: Failure probability of the band.
+
+    Returns: The files.
+    """
+    grid = np.linspace(0, max(_largest(sources) * 1.02, 1e-9), _POINTS)
+    curves = rows_of(sources, list(grid), rho=rho)
+    rows = rows_of(sources, radii, rho=rho)
+
+    def table(form: Format) -> str:
+        return render(rows, form)
+
+    return write("certified_accuracy", out, lambda figure: _draw(figure, curves), table)
+
+
+def _largest(sources: Sequence[Path]) -> float:
+    return max(float(np.max(item.scores(), initial=0.0)) for source in sources for item in read_source(source))
+
+
+def _draw(figure: Figure, curves: Sequence[Row]) -> None:
+    axes = figure.subplots()
+    for row in curves:
+        a = row.accuracy
+        alpha = f"alpha = {a.alpha:g}" + ("" if row.proved else " assumed")
+        (line,) = axes.plot(a.radii, a.observed, lw=1.6, label=f"{row.name}: m = {a.m}, {alpha}, ACR {row.acr:.3f}")
+        axes.fill_between(a.radii, a.band, a.observed, color=line.get_color(), alpha=0.15, lw=0)
+    rho = curves[0].accuracy.rho
+    norms = sorted({row.norm for row in curves})
+    axes.set(
+        xlabel=f"radius ({', '.join(norms)}, input units)",
+        ylabel="certified accuracy",
+        xlim=(0, curves[0].accuracy.radii[-1]),
+        ylim=(0, 1),
+        title=f"Line: observed. Shade: down to the {100 * (1 - rho):g} % simultaneous population bound.",
+    )
+    axes.title.set_fontsize(10)
+    figure.legend(loc="outside lower left", fontsize=8)

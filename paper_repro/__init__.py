@@ -1,0 +1,1 @@
+"""What was done: data, networks, training, and the recipes of papers."""

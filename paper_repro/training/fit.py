@@ -1,0 +1,234 @@
+"""The training loop: every number is a function of the seed and the step, so a killed run resumes bit for bit."""
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, Optimizer
+
+from certify import InputError, Stream
+from certify.campaign.progress import progress
+from certify.campaign.weights import CONFIG, load_weights
+from paper_repro.data import Data
+from paper_repro.models.checkpoint import WEIGHTS, save_checkpoint, save_tensors
+
+OptimizerName = Literal["sgd", "adam"]
+ScheduleName = Literal["constant", "step", "cosine", "one_cycle"]
+STATE = "training.safetensors"
+_SAVE_EVERY_SECONDS = 20.0
+
+
+class Method(Protocol):
+    """A training method: hyperparameters, and one update."""
+
+    def update(self, model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor, *, rng: Stream) -> Tensor:
+        """Take one step on a batch; returns the loss before it."""
+        ...
+
+
+class Diverged(RuntimeError):
+    """The loss is no longer finite. The last good state stays on disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How long and with what optimiser.
+
+    Args:
+        epochs: Passes over the training set.
+        batch_size: Examples per step; the last, smaller batch of an epoch is used too.
+        optimizer: "sgd" (Nesterov-free momentum) or "adam".
+        lr: Peak learning rate.
+        momentum: For SGD.
+        weight_decay: L2 penalty.
+        schedule: "constant"; "step", times `step_gamma` every `step_epochs`; "cosine" to zero; "one_cycle", a linear
+            warm-up over a fifth of the steps and a linear descent to zero.
+        step_epochs: For "step".
+        step_gamma: For "step".
+
+    Raises:
+        InputError: a value is out of range.
+    """
+
+    epochs: int
+    batch_size: int = 256
+    optimizer: OptimizerName = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    schedule: ScheduleName = "one_cycle"
+    step_epochs: int = 30
+    step_gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "step_epochs"):
+            if getattr(self, name) < 1:
+                raise InputError(f"need {name} >= 1; got {getattr(self, name)!r}")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise InputError(f"need a finite lr > 0; got {self.lr!r}")
+        for name, choices in (("optimizer", get_args(OptimizerName)), ("schedule", get_args(ScheduleName))):
+            if getattr(self, name) not in choices:
+                raise InputError(f"need {name} among {', '.join(choices)}; got {getattr(self, name)!r}")
+
+    def rate(self, step: int, steps_per_epoch: int) -> float:
+        """The learning rate of a step, a function of its number alone."""
+        done = step / (self.epochs * steps_per_epoch)
+        match self.schedule:
+            case "constant":
+                return self.lr
+            case "step":
+                return self.lr * self.step_gamma ** (step // steps_per_epoch // self.step_epochs)
+            case "cosine":
+                return self.lr * (1 + math.cos(math.pi * done)) / 2
+            case "one_cycle":
+                return self.lr * min((done + 1e-3) / 0.2, (1 - done) / 0.8)
+
+    def make_optimizer(self, model: nn.Module) -> Optimizer:
+        """A fresh optimiser for the model's parameters."""
+        if self.optimizer == "adam":
+            return Adam(model.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        return SGD(model.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+
+
+def initialise(model: nn.Module, seed: int) -> None:
+    """Draw a model's initial parameters from a stream of its own, leaving the global generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int.from_bytes(Stream(seed).child("initialise").bits(4), "big"))
+        for module in model.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+
+
+def fit(
+    model: nn.Module,
+    data: Data,
+    method: Method,
+    training: Training,
+    *,
+    seed: int,
+    out: str | Path,
+    names: tuple[str, str] = ("", ""),
+) -> Path:
+    """Train from scratch into a folder, or go on where a killed run of the same settings stopped.
+
+    Args:
+        model: Its parameters are drawn anew from `seed`; left trained, in evaluation mode.
+        data: The training split.
+        method: What one update does.
+        training: Epochs and optimiser.
+        seed: Determines initial weights, order and noise.
+        out: The checkpoint's folder; while training it also holds the state to resume from.
+        names: What to call the model and the data set in the checkpoint.
+
+    Returns: The weights file.
+
+    Raises:
+        InputError: the folder holds a run with other settings.
+        Diverged: the loss became NaN or infinite.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "model": names[0],
+        "data": names[1],
+        "method": repr(method),
+        "training": asdict(training),
+        "seed": seed,
+        "torch": torch.__version__,
+        "examples": len(data),
+    }
+    if _finished(out, settings):
+        load_weights(model, out / WEIGHTS)
+        return out / WEIGHTS
+    initialise(model, seed)
+    model.train()
+    optimizer = training.make_optimizer(model)
+    first = _restore(out / STATE, model, optimizer, settings)
+    _loop(model, data, method, training, optimizer, seed, first, out / STATE, settings)
+    model.eval()
+    weights = save_checkpoint(model, out, settings)
+    (out / STATE).unlink(missing_ok=True)
+    return weights
+
+
+def _loop(
+    model: nn.Module,
+    data: Data,
+    method: Method,
+    training: Training,
+    optimizer: Optimizer,
+    seed: int,
+    first: int,
+    state: Path,
+    settings: dict[str, Any],
+) -> None:
+    steps_per_epoch = math.ceil(len(data) / training.batch_size)
+    total = training.epochs * steps_per_epoch
+    root = Stream(seed)
+    device = next(model.parameters()).device
+    order, saved = torch.empty(0), time.monotonic()
+    with progress(f"train {type(method).__name__}", total=total, done=first) as bar:
+        for step in range(first, total):
+            epoch, position = divmod(step, steps_per_epoch)
+            if position == 0 or step == first:
+                order = torch.randperm(len(data), generator=root.child("order", epoch).generator())
+            chosen = order[position * training.batch_size : (position + 1) * training.batch_size]
+            for group in optimizer.param_groups:
+                group["lr"] = training.rate(step, steps_per_epoch)
+            x, y = data.x[chosen].to(device), data.y[chosen].to(device)
+            loss = float(method.update(model, optimizer, x, y, rng=root.child("update", step)))
+            if not math.isfinite(loss):
+                raise Diverged(f"the loss is {loss} at step {step} of {total}; try a lower lr than {training.lr:g}")
+            bar.advance(1, f"loss {loss:.3f}")
+            if time.monotonic() - saved > _SAVE_EVERY_SECONDS:
+                _save(state, model, optimizer, step + 1, settings)
+                saved = time.monotonic()
+
+
+def _finished(out: Path, settings: dict[str, Any]) -> bool:
+    config = out / CONFIG
+    if not (config.is_file() and (out / WEIGHTS).is_file()):
+        return False
+    held = json.loads(config.read_text(encoding="utf-8"))
+    held.pop("sha256", None)
+    _check_same(out, settings, held)
+    return True
+
+
+def _check_same(where: Path, settings: dict[str, Any], held: dict[str, Any]) -> None:
+    if held != settings:
+        keys = [k for k in sorted({*held, *settings}) if held.get(k) != settings.get(k)]
+        differences = "; ".join(f"{k}: there {held.get(k)!r}, asked {settings.get(k)!r}" for k in keys)
+        raise InputError(f"{where} holds a run with other settings ({differences}); choose another folder")
+
+
+def _save(path: Path, model: nn.Module, optimizer: Optimizer, step: int, settings: dict[str, Any]) -> None:
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    for index, entries in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{k}": v for k, v in entries.items() if isinstance(v, Tensor)}
+    save_tensors(path, tensors, {"step": str(step), "settings": json.dumps(settings, sort_keys=True)})
+
+
+def _restore(path: Path, model: nn.Module, optimizer: Optimizer, settings: dict[str, Any]) -> int:
+    """Load the state of a killed run; returns the step to go on from, 0 where there is none."""
+    if not path.is_file():
+        return 0
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - safe_open is no mapping
+    _check_same(path.parent, settings, json.loads(metadata["settings"]))
+    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".", 2)
+            state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return int(metadata["step"])
