@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
-from certify.campaign.cli import make_app, parse_radii, start
+from certify.campaign.cli import make_app, parse_device, parse_radii, start
 from certify.campaign.logs import export_log, read_log
 from certify.campaign.runner import run as run_campaign
 from certify.campaign.store import Store
@@ -53,7 +52,7 @@ def run(
     """Certify a data set by randomized smoothing, into a store that survives interruption."""
     method = Smoothing(make_noise(noise, scale), n0, n, alpha, runner_up)
     execution = Execution(precision=precision, compiled=compile_model, rows=rows)
-    network = load_weights(resolve(model)(), weights).to(torch.device(device))
+    network = load_weights(resolve(model)(), weights).to(parse_device(device))
     results = run_campaign(
         store,
         method,

@@ -6,9 +6,14 @@ from scipy.special import bdtr, bdtrc, betainccinv, betaincinv
 
 from certify.errors import InputError
 
-# scipy's betaincinv errs by up to 2e-14 relative (found by comparing with exact rational tails, tests/unit/test_binomial.py);
+# scipy's betaincinv errs by up to 2e-14 relative (tests/unit/test_binomial.py compares it with exact rational tails);
 # a step of 1e-12 towards the safe side makes the stored float a bound, at no cost that a table could show.
 GUARD = 2.0**-40
+
+
+def _step(p: float) -> float:
+    """How far to step from a computed quantile: GUARD relative to p and 1 - p, and four units in the last place."""
+    return p * ((1 - p) * GUARD + 2.0**-50)
 
 
 def _check(successes: int, trials: int, alpha: float) -> None:
@@ -53,7 +58,8 @@ def lower_confidence_bound(successes: int, trials: int, alpha: float) -> float:
     _check(successes, trials, alpha)
     if successes == 0:
         return 0.0
-    return max(0.0, float(betaincinv(successes, trials - successes + 1, alpha)) * (1 - GUARD))
+    quantile = float(betaincinv(successes, trials - successes + 1, alpha))
+    return max(0.0, quantile - _step(quantile))
 
 
 def upper_confidence_bound(successes: int, trials: int, alpha: float) -> float:
@@ -77,7 +83,8 @@ def upper_confidence_bound(successes: int, trials: int, alpha: float) -> float:
     _check(successes, trials, alpha)
     if successes == trials:
         return 1.0
-    return min(1.0, float(betainccinv(successes + 1, trials - successes, alpha)) * (1 + GUARD))
+    quantile = float(betainccinv(successes + 1, trials - successes, alpha))
+    return min(1.0, quantile + _step(quantile))
 
 
 def binomial_test(successes: int, trials: int, p: float, *, tail: str) -> float:

@@ -19,13 +19,18 @@ from certify.errors import InputError
 from certify.threat import Norm
 
 
+REAL = "real-valued noise; classifier in floating point"
+"""The arithmetic in which the theorems are stated. That floats are not reals is ignored, as is usual."""
+
+
 class Noise(Protocol):
-    """Additive noise, independent over draws."""
+    """A smoothing distribution: random noisy copies of an input, independent over draws."""
 
     norm: ClassVar[Norm]
+    arithmetic: ClassVar[str]
 
-    def fill(self, buffer: Tensor, generator: torch.Generator) -> None:
-        """Overwrite a contiguous (draws, ...) buffer with independent draws."""
+    def perturb(self, out: Tensor, x: Tensor, generator: torch.Generator) -> None:
+        """Overwrite a contiguous (draws, ...) tensor with independent noisy copies of x, which broadcasts to it."""
         ...
 
     def radius(self, p_a: float, p_b: float | None = None) -> float:
@@ -63,13 +68,14 @@ class Gaussian:
 
     sigma: float
     norm: ClassVar[Norm] = "L2"
+    arithmetic: ClassVar[str] = REAL
 
     def __post_init__(self) -> None:
         _check_scale("sigma", self.sigma)
 
-    def fill(self, buffer: Tensor, generator: torch.Generator) -> None:
-        """Overwrite a contiguous buffer with independent draws."""
-        buffer.normal_(0.0, self.sigma, generator=generator)
+    def perturb(self, out: Tensor, x: Tensor, generator: torch.Generator) -> None:
+        """Overwrite a contiguous (draws, ...) tensor with independent noisy copies of x."""
+        out.normal_(0.0, self.sigma, generator=generator).add_(x)
 
     def time(self, p: float) -> float:
         """Sigma * PhiInv(p)."""

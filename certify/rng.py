@@ -45,8 +45,7 @@ class Stream:
 
     def bits(self, count: int) -> bytes:
         """The first `count` bytes of this stream's own bits."""
-        name = "\x1f".join([f"i{self.seed}", *(f"{type(p).__name__[0]}{p}" for p in self.path)])
-        return hashlib.shake_256(name.encode()).digest(count)
+        return hashlib.shake_256(repr((self.seed, *self.path)).encode()).digest(count)
 
     def uniform(self) -> float:
         """The stream's number in the open interval (0, 1), with 53 bits."""

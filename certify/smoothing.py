@@ -34,8 +34,8 @@ class Smoothing:
         n0: Votes that choose the class; they are not used again.
         n: Fresh votes that bound its probability.
         alpha: Failure probability per example.
-        runner_up: Share of alpha spent on an upper bound for the strongest other class; 0 bounds the top class alone and
-            takes the rest as one rival, as Cohen et al. do. With several close rivals 0.1 certifies much more.
+        runner_up: Share of alpha spent on an upper bound for the strongest other class; 0 bounds the top class alone
+            and takes the rest as one rival, as Cohen et al. do. With several close rivals 0.1 certifies much more.
         box: Where inputs must lie; None for data that is not pixels. The noise is not clipped to it.
 
     Raises:
@@ -59,10 +59,9 @@ class Smoothing:
         check_box(self.box)
         if not 0 <= self.runner_up < 1:
             raise InputError(f"need 0 <= runner_up < 1; got {self.runner_up!r}")
-        if self.runner_up == 0 and self.n < fewest_votes(self.alpha):
-            raise InputError(
-                f"need n >= {fewest_votes(self.alpha)} votes to certify anything at alpha = {self.alpha:g}; got {self.n}"
-            )
+        fewest = fewest_votes(self.alpha)
+        if self.runner_up == 0 and self.n < fewest:
+            raise InputError(f"need n >= {fewest} votes to certify anything at alpha = {self.alpha:g}; got {self.n}")
 
     def __call__(self, model: nn.Module | BaseClassifier, x: Tensor, *, rng: Stream | Sequence[Stream]) -> Certificate:
         """Certify each input.
@@ -96,6 +95,7 @@ class Smoothing:
             method=self,
             samples=torch.full_like(chosen, self.n0 + self.n),
             counts=counts,
+            arithmetic=self.noise.arithmetic,
         )
 
     def radius(self, counts: Sequence[int], chosen: int) -> float:
@@ -110,13 +110,20 @@ class Smoothing:
 
         Returns: Radius in input units; 0.0 where nothing is proved.
         """
+        return self.noise.radius(*self.probabilities(counts, chosen))
+
+    def probabilities(self, counts: Sequence[int], chosen: int) -> tuple[float, float | None]:
+        """A lower bound on the chosen class, and an upper bound on every other one where alpha was spent on it.
+
+        Proves: Both hold together with probability at least 1 - alpha, if `chosen` does not depend on these votes.
+        """
         p_a = lower_confidence_bound(counts[chosen], self.n, self.alpha * (1 - self.runner_up))
         if self.runner_up == 0:
-            return self.noise.radius(p_a)
-        # The largest *other* count, not the runner-up of the selection votes: the bound is monotone in the count, and the
-        # maximum is at least the count of whichever class is truly second, so no union over classes is due.
+            return p_a, None
+        # The largest *other* count, not the runner-up of the selection votes: the bound is monotone in the count, and
+        # the maximum is at least the count of whichever class is truly second, so no union over classes is due.
         rival = max(c for k, c in enumerate(counts) if k != chosen)
-        return self.noise.radius(p_a, upper_confidence_bound(rival, self.n, self.alpha * self.runner_up))
+        return p_a, upper_confidence_bound(rival, self.n, self.alpha * self.runner_up)
 
     def predict(self, model: nn.Module | BaseClassifier, x: Tensor, *, rng: Stream | Sequence[Stream]) -> Tensor:
         """Predict each input's smoothed class, or abstain.

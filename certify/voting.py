@@ -83,11 +83,15 @@ class BaseClassifier:
         self.device = tensors[0].device if tensors else example.device
         self.shape = tuple(example.shape[1:])
         if execution.precision != "float32" or execution.channels_last:
-            model = copy.deepcopy(model).to(_DTYPE[execution.precision])
+            model = copy.deepcopy(model)
+            if execution.precision != "float32":
+                model = model.to(_DTYPE[execution.precision])
             if execution.channels_last:
                 model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.model = model
         self.execution = execution
+        floats = [t.dtype for t in model.parameters() if t.is_floating_point()]
+        self.dtype = floats[0] if floats else _DTYPE[execution.precision]  # a float64 model votes in float64
         self._forward = self._build(example)
         self.classes = self._check_logits(self.logits(self._probe(example)))
 
@@ -95,16 +99,13 @@ class BaseClassifier:
         return example[:1].to(self.device).expand(self.execution.rows, *self.shape).contiguous()
 
     def _build(self, example: Tensor) -> Callable[[Tensor], Tensor]:
-        dtype = _DTYPE[self.execution.precision]
-        floats = [t.dtype for t in self.model.parameters() if t.is_floating_point()]
-        if self.execution.precision == "float32" and floats:
-            dtype = floats[0]  # a float64 model votes in float64
+        dtype = self.dtype
         images = self.execution.channels_last and len(self.shape) == 3
         layout = torch.channels_last if images else torch.contiguous_format
         model = self.model
 
         def forward(noisy: Tensor) -> Tensor:
-            return model(noisy.to(dtype=dtype, memory_format=layout)).float()
+            return model(noisy.to(dtype=dtype, memory_format=layout))
 
         if self.execution.compiled:
             # torch.compile keeps at most eight versions per code object and then quietly runs eagerly: a copy is new.
@@ -137,11 +138,11 @@ class BaseClassifier:
     @property
     def name(self) -> str:
         """How the subject of a certificate names it: "f", or "f in bfloat16"."""
-        return "f" if self.execution.precision == "float32" else f"f in {self.execution.precision}"
+        return "f" if self.dtype == torch.float32 else f"f in {str(self.dtype).removeprefix('torch.')}"
 
     @torch.inference_mode()
     def logits(self, inputs: Tensor) -> Tensor:
-        """Logits (rows, classes) in float32 of exactly `rows` inputs."""
+        """Logits (rows, classes) of exactly `rows` inputs."""
         return self._forward(inputs)
 
 
@@ -196,7 +197,7 @@ def count_votes(
     Args:
         base: The classifier.
         x: (n, ...) inputs.
-        noise: Added to the inputs, before whatever normalisation the classifier does, and never clipped.
+        noise: Applied to the inputs, before whatever normalisation the classifier does, and never clipped.
         streams: One per example; equal streams give equal noise.
         draws: Votes per example, one number or one for each; >= 1.
 
@@ -212,19 +213,37 @@ def count_votes(
     if tuple(x.shape[1:]) != base.shape:
         raise InputError(f"need inputs of shape {base.shape}; got {tuple(x.shape[1:])}")
     x = x.to(base.device, torch.float32)
-    rows, classes, device = base.execution.rows, base.classes, base.device
+
+    def write(example: int, block: int, out: Tensor) -> None:
+        noise.perturb(out, x[example], streams[example].child(block).generator(base.device))
+
+    return tally(base, sizes, write)
+
+
+def tally(base: BaseClassifier, sizes: Sequence[int], write: Callable[[int, int, Tensor], None]) -> Tensor:
+    """Classify `sizes[i]` copies of each example i and count the labels.
+
+    Args:
+        base: The classifier.
+        sizes: Copies per example; >= 1.
+        write: write(example, block, out) overwrites `out` with that example's copies number block * BLOCK and on.
+
+    Returns: (n, classes) int64 counts on the CPU.
+
+    Raises:
+        InputError: a logit is NaN or infinite.
+    """
+    n, rows, classes, device = len(sizes), base.execution.rows, base.classes, base.device
     buffer = torch.zeros(rows, *base.shape, device=device)
     counts = torch.zeros((n + 1) * classes, dtype=torch.int64, device=device)  # row n takes the votes of padding
     finite = torch.ones((), dtype=torch.bool, device=device)
-
     with torch.inference_mode():
         for batch in _pack(sizes, rows):
             owner = torch.full((rows,), n, dtype=torch.int64)
             for block in batch:
                 part = slice(block.row, block.row + block.size)
                 owner[part] = block.example
-                noise.fill(buffer[part], streams[block.example].child(block.number).generator(device))
-                buffer[part] += x[block.example]
+                write(block.example, block.number, buffer[part])
             owner = owner.to(device)
             logits = base.logits(buffer)
             finite &= torch.isfinite(logits).all(1).logical_or(owner == n).all()

@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
 from certify import InputError
-from certify.campaign.cli import make_app, start
+from certify.campaign.cli import make_app, parse_device, start
 from certify.campaign.weights import resolve
 from paper_repro.training import Erm, GaussianAugmentation, Training, fit
 from paper_repro.training.fit import Method, OptimizerName, ScheduleName
@@ -51,7 +50,7 @@ def train(
         weight_decay=weight_decay,
         schedule=schedule,
     )
-    network = resolve(model)().to(torch.device(device))
+    network = resolve(model)().to(parse_device(device))
     examples = resolve(data)(split="train")
     weights = fit(network, examples, make_method(method, scale), training, seed=seed, out=out, names=(model, data))
     typer.echo(f"trained: {weights}", err=True)

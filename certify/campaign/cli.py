@@ -1,5 +1,6 @@
 """What the command lines share."""
 
+import torch
 import typer
 
 from certify.errors import InputError
@@ -13,12 +14,24 @@ def make_app(text: str | None) -> typer.Typer:
 
 
 def start(app: typer.Typer) -> None:
-    """Run a command; a wrong input ends with its rule and value, and status 2."""
+    """Run a command; a wrong input, or a file that cannot be used, ends with one line and status 2."""
     try:
         app()
-    except InputError as error:
+    except (InputError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise SystemExit(2) from None
+
+
+def parse_device(name: str) -> torch.device:
+    """A device that this torch can compute on.
+
+    Raises:
+        InputError: there is none of that name here.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # a torch built without CUDA asserts
+        raise InputError(f"need a device that this torch can use, such as cpu or cuda; got {name!r}") from error
 
 
 def parse_radii(text: str) -> list[float]:

@@ -13,6 +13,7 @@ from certify.errors import InputError
 COLUMNS = ["idx", "label", "predict", "radius", "correct", "time"]
 _CLOCK = re.compile(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 _HOUR, _MINUTE, _DAY = 3600.0, 60.0, 86400.0
+_MOST_DIGITS = 17  # no float says more
 
 
 def floor_decimal(value: float, digits: int) -> str:
@@ -40,9 +41,9 @@ def read_log(path: str | Path) -> Published:
             as h:mm:ss.
 
     Raises:
-        InputError: the file is missing or empty, the header differs, a cell does not parse, `correct` is not 0 or 1 or
-            contradicts label and prediction, a radius is negative, not finite, or positive on an abstention, or an
-            index occurs twice. The message gives the line.
+        InputError: the file is missing or empty, the header differs, a cell does not parse or is out of range,
+            `correct` is not 0 or 1 or contradicts label and prediction, a radius is negative, not finite, or positive
+            on an abstention, or an index occurs twice. The message gives the line.
     """
     path = Path(path)
     try:
@@ -65,10 +66,12 @@ def _parse(path: Path, number: int, cells: list[str]) -> tuple[int, int, int, fl
     try:
         example, label, prediction = (int(c) for c in cells[:3])
         radius, correct, seconds = float(cells[3]), int(cells[4]), _seconds(cells[5])
-        if len(cells) != len(COLUMNS) or not min(example, label, prediction) >= -(2**63):
+        if len(cells) != len(COLUMNS):
             raise ValueError(f"{len(cells)} cells")
-        if max(example, label, prediction) >= 2**63:
-            raise ValueError("a number beyond 64 bits")
+        if min(example, label) < 0 or prediction < ABSTAIN or max(example, label, prediction) >= 2**63:
+            raise ValueError("idx, label or predict out of range")
+        if not 0 <= seconds < float("inf"):
+            raise ValueError("a time that is negative or not finite")
     except (ValueError, IndexError) as error:
         raise InputError(f"{path}, line {number}: cannot read {cells!r} as {COLUMNS} ({error})") from error
     if correct not in (0, 1):
@@ -81,7 +84,13 @@ def _parse(path: Path, number: int, cells: list[str]) -> tuple[int, int, int, fl
 
 
 def export_log(results: Results, path: str | Path, *, digits: int = 3) -> None:
-    """Write a run as a published log, radii rounded down at `digits` decimals."""
+    """Write a run as a published log, radii rounded down at `digits` decimals.
+
+    Raises:
+        InputError: `digits` is out of range.
+    """
+    if not 0 <= digits <= _MOST_DIGITS:
+        raise InputError(f"need 0 <= digits <= {_MOST_DIGITS}; got {digits!r}")
     lines = ["\t".join(COLUMNS)]
     c = results.certificate
     for i, (example, label, seconds) in enumerate(zip(results.example, results.label, results.seconds, strict=True)):

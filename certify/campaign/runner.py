@@ -44,10 +44,10 @@ def select(data: Data, indices: str) -> tuple[Tensor, Tensor, list[int]]:
     try:
         parts = [int(p) if p else None for p in indices.split(":")]
         chosen = slice(*parts) if 1 < len(parts) <= 3 else None
-        if chosen is None or chosen.step == 0:
+        if chosen is None or (chosen.step is not None and chosen.step < 1):
             raise ValueError
     except ValueError:
-        raise InputError(f"need indices start:stop:step, such as 0:10000:20; got {indices!r}") from None
+        raise InputError(f"need indices start:stop:step with step >= 1, such as 0:10000:20; got {indices!r}") from None
     ids = data.id[chosen].tolist()
     if not ids:
         raise InputError(f"need at least one example; {indices!r} selects none of {len(data.id)}")

@@ -150,6 +150,14 @@ class Store:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._intact():
             self._db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
+        try:
+            self._prepare(create)
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _prepare(self, create: bool) -> None:
+        with self._intact():
             if create and not self._pragma("application_id") and not self._tables():
                 self._db.executescript(
                     f"BEGIN IMMEDIATE; PRAGMA application_id = {_APPLICATION_ID};"
@@ -180,7 +188,7 @@ class Store:
 
     def _damaged(self, problem: object) -> InputError:
         return InputError(
-            f"the store {self.path} is damaged ({problem}); nothing was written to it. "
+            f"the store {self.path} is damaged ({' '.join(str(problem).split())}); nothing was written to it. "
             "Restore a copy, or certify again into a new file"
         )
 

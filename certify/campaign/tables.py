@@ -128,6 +128,8 @@ def _averages(rows: Sequence[Row]) -> list[list[str]]:
         raise InputError(f"need at least two rows to average; got {len(rows)}")
     if len({row.examples for row in rows}) > 1:
         raise InputError("need the same examples in every row that is averaged; the index sets differ")
+    if len({tuple(row.accuracy.radii) for row in rows}) > 1:
+        raise InputError("need the same radii in every row that is averaged")
     m = rows[0].accuracy.m
     columns = [[r.acr for r in rows], *zip(*(r.accuracy.observed for r in rows), strict=True)]
     digits = [4] + [3] * (len(columns) - 1)

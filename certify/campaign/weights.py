@@ -35,14 +35,15 @@ def resolve(name: str) -> Callable[..., Any]:
         InputError: the form is wrong, the module does not import, or it holds no such callable.
     """
     module, colon, attribute = name.partition(":")
-    if not (module and colon and attribute):
+    if not (module and colon and attribute) or module.startswith("."):
         raise InputError(f"need package.module:callable; got {name!r}")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        imported = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise InputError(f"cannot import {module!r} for {name!r}: {error}") from error
-    except AttributeError as error:
-        raise InputError(f"module {module!r} has no {attribute!r}") from error
+    if not hasattr(imported, attribute):
+        raise InputError(f"module {module!r} has no {attribute!r}")
+    found = getattr(imported, attribute)
     if not callable(found):
         raise InputError(f"need a callable; {name!r} is {type(found).__name__}")
     return found

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -71,7 +70,7 @@ def import_pickle(model: nn.Module, pickled: str | Path, folder: str | Path) -> 
     """
     try:
         content = torch.load(pickled, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # bytes that are no pickle fail in any way: IndexError, struct.error, AssertionError ...
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{pickled} is refused: it is not a pickle of plain tensors ({reason})") from error
     state = content.get("state_dict", content) if isinstance(content, dict) else content

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
@@ -70,8 +70,13 @@ class Training:
         for name in ("epochs", "batch_size", "step_epochs"):
             if getattr(self, name) < 1:
                 raise InputError(f"need {name} >= 1; got {getattr(self, name)!r}")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise InputError(f"need a finite lr > 0; got {self.lr!r}")
+        for name in ("lr", "step_gamma"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise InputError(f"need a finite {name} > 0; got {getattr(self, name)!r}")
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"need 0 <= momentum < 1; got {self.momentum!r}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise InputError(f"need a finite weight_decay >= 0; got {self.weight_decay!r}")
         for name, choices in (("optimizer", get_args(OptimizerName)), ("schedule", get_args(ScheduleName))):
             if getattr(self, name) not in choices:
                 raise InputError(f"need {name} among {', '.join(choices)}; got {getattr(self, name)!r}")
@@ -98,7 +103,8 @@ class Training:
 
 def initialise(model: nn.Module, seed: int) -> None:
     """Draw a model's initial parameters from a stream of its own, leaving the global generator as it was."""
-    with torch.random.fork_rng(devices=[]):
+    # torch.manual_seed seeds the generators of the GPUs too: they are put back as well.
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(int.from_bytes(Stream(seed).child("initialise").bits(4), "big"))
         for module in model.modules():
             reset = getattr(module, "reset_parameters", None)
@@ -130,7 +136,7 @@ def fit(
     Returns: The weights file.
 
     Raises:
-        InputError: the folder holds a run with other settings.
+        InputError: the folder holds a run with other settings, or damaged files.
         Diverged: the loss became NaN or infinite.
     """
     out = Path(out)
@@ -196,7 +202,10 @@ def _finished(out: Path, settings: dict[str, Any]) -> bool:
     config = out / CONFIG
     if not (config.is_file() and (out / WEIGHTS).is_file()):
         return False
-    held = json.loads(config.read_text(encoding="utf-8"))
+    try:
+        held = dict(json.loads(config.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{config} is not a checkpoint's config ({error}); choose another folder") from error
     held.pop("sha256", None)
     _check_same(out, settings, held)
     return True
@@ -220,10 +229,14 @@ def _restore(path: Path, model: nn.Module, optimizer: Optimizer, settings: dict[
     """Load the state of a killed run; returns the step to go on from, 0 where there is none."""
     if not path.is_file():
         return 0
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-        tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - safe_open is no mapping
-    _check_same(path.parent, settings, json.loads(metadata["settings"]))
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - safe_open is no mapping
+        held, step = dict(json.loads(metadata["settings"])), int(metadata["step"])
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not the state of a training run ({error!r}); remove it to start anew") from error
+    _check_same(path.parent, settings, held)
     model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
@@ -231,4 +244,4 @@ def _restore(path: Path, model: nn.Module, optimizer: Optimizer, settings: dict[
             _, index, name = key.split(".", 2)
             state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return int(metadata["step"])
+    return step

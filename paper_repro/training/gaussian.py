@@ -26,5 +26,5 @@ class GaussianAugmentation:
     def update(self, model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor, *, rng: Stream) -> Tensor:
         """One optimiser step on a noisy batch; returns the loss before it."""
         noisy = torch.empty_like(x)
-        Gaussian(self.sigma).fill(noisy, rng.generator(x.device))
-        return descend(optimizer, cross_entropy(model(noisy.add_(x)), y))
+        Gaussian(self.sigma).perturb(noisy, x, rng.generator(x.device))
+        return descend(optimizer, cross_entropy(model(noisy), y))

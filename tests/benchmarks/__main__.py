@@ -1,0 +1,12 @@
+"""python -m tests.benchmarks [NAME ...]: every ratio this library claims, measured side by side in one run."""
+
+import sys
+
+from tests.benchmarks import votes
+
+BENCHMARKS = {"votes": votes.main}
+
+if __name__ == "__main__":
+    for name in sys.argv[1:] or BENCHMARKS:
+        print(f"== {name} ==", flush=True)
+        BENCHMARKS[name]()

@@ -1,0 +1,358 @@
+"""The store: rows come back bit for bit, settings never mix, and a damaged file is refused and left as it is."""
+
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from certify import ABSTAIN, Certificate, Deterministic, Gaussian, InputError, PerExample, Smoothing
+from certify.campaign import Published, Results, Store
+
+METHOD = Smoothing(Gaussian(0.5), n0=10, n=100)
+SETTINGS = {"model": "nets:small", "model_sha256": "ab", "data": "digits test", "method": repr(METHOD), "seed": 0}
+PLACE = {"python": "3", "device": "cpu"}
+
+# Radii that fewer than 17 digits, or single precision, would change.
+RADII = [0.1 + 0.2, 1 / 3, 5e-324, 1.7976931348623157e308, 0.0, 2.0**-40 + 1, 0.5]
+
+
+def certificate(radii: Sequence[float] = RADII, *, counts: bool = True, prediction: int = 3) -> Certificate:
+    """One that abstains exactly where the radius is 0."""
+    radius = torch.tensor(radii, dtype=torch.float64)
+    votes = torch.arange(4 * len(radii)).view(-1, 4) * 2**40  # beyond 32 bits
+    return Certificate(
+        prediction=torch.where(radius > 0, prediction, ABSTAIN),
+        radius=radius,
+        norm="L2",
+        subject="g(Gaussian(sigma=0.5))",
+        guarantee=PerExample(0.001),
+        method=METHOD,
+        samples=torch.full((len(radii),), 110),
+        counts=votes if counts else None,
+    )
+
+
+def fill(path: Path, examples: Sequence[int] = range(7), **changes: Any) -> None:
+    """A store with one run."""
+    with Store(path, create=True) as store:
+        run = store.open_run({**SETTINGS, **changes}, PLACE)
+        run.append(certificate(RADII[: len(examples)]), examples, [3] * len(examples), seconds=7.0)
+
+
+def only(path: Path) -> Results:
+    with Store(path) as store:
+        (results,) = store.results()
+    return results
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "made" / "store.sqlite"
+
+
+# --- rows ---------------------------------------------------------------------------------------------------------
+
+
+def test_rows_come_back_bit_for_bit(path: Path) -> None:
+    written = certificate()
+    fill(path)
+    read = only(path)
+    got = read.certificate
+    assert got.radius.tolist() == RADII
+    assert got.prediction.tolist() == written.prediction.tolist() == [3, 3, 3, 3, -1, 3, 3]
+    assert got.counts is not None
+    assert got.counts.tolist() == written.counts.tolist()
+    assert (got.counts.dtype, got.radius.dtype) == (torch.int64, torch.float64)
+    assert got.samples.tolist() == [110] * 7
+    assert (got.norm, got.subject, got.guarantee) == ("L2", "g(Gaussian(sigma=0.5))", PerExample(0.001))
+    assert (got.region, got.arithmetic) == (written.region, written.arithmetic)
+    assert got.method == repr(METHOD), "a method comes back as its text"
+    assert dict(read.settings) == SETTINGS
+    assert read.example.tolist() == list(range(7))
+    assert read.label.tolist() == [3] * 7
+    assert read.seconds.tolist() == [1.0] * 7, "seven seconds for seven examples"
+    assert read.name == "small g(Gaussian(sigma=0.5))"
+    assert read.scores().tolist() == [r if r else -np.inf for r in RADII]
+
+
+def test_a_certificate_without_votes(path: Path) -> None:
+    made = certificate([0.25, 0.5], counts=False)
+    deterministic = Certificate(**{f: getattr(made, f) for f in made.__slots__} | {"guarantee": Deterministic()})
+    with Store(path, create=True) as store:
+        store.open_run(SETTINGS, PLACE).append(deterministic, [0, 1], [3, 3], 1.0)
+        (read,) = store.results()
+    assert read.certificate.counts is None
+    assert read.certificate.guarantee == Deterministic()
+
+
+def test_rows_are_ordered_by_example_however_they_were_written(path: Path) -> None:
+    with Store(path, create=True) as store:
+        run = store.open_run(SETTINGS, PLACE)
+        run.append(certificate([0.5, 0.25]), [50, 7], [3, 1], 1.0)
+        run.append(certificate([0.125]), [20], [2], 1.0)
+        assert run.done() == {7, 20, 50}
+        (read,) = store.results()
+    assert read.example.tolist() == [7, 20, 50]
+    assert read.certificate.radius.tolist() == [0.25, 0.125, 0.5]
+    assert read.label.tolist() == [1, 2, 3]
+
+
+def test_a_row_that_is_there_stays(path: Path) -> None:
+    with Store(path, create=True) as store:
+        run = store.open_run(SETTINGS, PLACE)
+        run.append(certificate([0.5]), [1], [3], 1.0)
+        run.append(certificate([0.75, 0.25], prediction=2), [1, 2], [9, 9], 1.0)
+        (read,) = store.results()
+    assert read.example.tolist() == [1, 2]
+    assert read.certificate.radius.tolist() == [0.5, 0.25]
+    assert read.certificate.prediction.tolist() == [3, 2]
+    assert read.label.tolist() == [3, 9]
+
+
+def test_a_batch_is_written_whole_or_not_at_all(path: Path) -> None:
+    with Store(path, create=True) as store:
+        run = store.open_run(SETTINGS, PLACE)
+        with pytest.raises(OverflowError):  # an id beyond 64 bits, behind a row that is in order
+            run.append(certificate([0.5, 0.5]), [1, 2**70], [3, 3], 1.0)
+        assert run.done() == set()
+        assert store.results() == []
+        run.append(certificate([0.5]), [1], [3], 1.0)
+        assert run.done() == {1}
+
+
+def test_append_checks_lengths_and_kind(path: Path) -> None:
+    with Store(path, create=True) as store:
+        run = store.open_run(SETTINGS, PLACE)
+        for examples, labels in (([1], [3, 3]), ([1, 2], [3]), ([1, 2, 3], [3, 3, 3])):
+            with pytest.raises(InputError, match=rf"^need as many examples and labels as rows, 2; got {len(examples)}"):
+                run.append(certificate([0.5, 0.5]), examples, labels, 1.0)
+        run.append(certificate([0.5]), [1], [3], 1.0)
+        made = certificate([0.5])
+        other = Certificate(**{f: getattr(made, f) for f in made.__slots__} | {"guarantee": PerExample(0.01)})
+        with pytest.raises(InputError, match=r'^a run has one kind of certificate; this batch is .*"alpha": 0\.01'):
+            run.append(other, [2], [3], 1.0)
+        assert run.done() == {1}
+
+
+def test_a_run_without_rows_is_no_result(path: Path) -> None:
+    with Store(path, create=True) as store:
+        store.open_run(SETTINGS, PLACE)
+        assert store.results() == []
+        assert store.published() == []
+
+
+# --- settings -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"seed": 1}, r"\(seed: stored 0, asked 1\)\. Settings never mix: choose another store, or --add"),
+        ({"model_sha256": "cd"}, r"\(model_sha256: stored 'ab', asked 'cd'\)"),
+        ({"seed": 1, "data": "mnist"}, r"\(data: stored 'digits test', asked 'mnist'; seed: stored 0, asked 1\)"),
+        ({"colour": "red"}, r"\(colour: stored None, asked 'red'\)"),
+    ],
+)
+def test_other_settings_are_refused_and_named(path: Path, changed: dict[str, Any], message: str) -> None:
+    fill(path)
+    with Store(path) as store:
+        with pytest.raises(InputError, match=r"store\.sqlite holds a run with other settings " + message):
+            store.open_run({**SETTINGS, **changed}, PLACE)
+        assert len(store.results()) == 1
+
+
+def test_the_same_settings_resume_whatever_their_order(path: Path) -> None:
+    fill(path, range(3))
+    with Store(path) as store:
+        run = store.open_run(dict(reversed(SETTINGS.items())), PLACE)
+        assert run.done() == {0, 1, 2}
+
+
+def test_add_keeps_runs_apart(path: Path) -> None:
+    fill(path, range(3))
+    with Store(path) as store:
+        second = store.open_run({**SETTINGS, "seed": 1}, PLACE, add=True)
+        assert second.done() == set()
+        second.append(certificate([0.125]), [0], [3], 1.0)
+        # With both there, each resumes without being asked to add.
+        assert store.open_run(SETTINGS, PLACE).done() == {0, 1, 2}
+        assert store.open_run({**SETTINGS, "seed": 1}, PLACE).done() == {0}
+        with pytest.raises(InputError, match=r"seed: stored 1, asked 2"):
+            store.open_run({**SETTINGS, "seed": 2}, PLACE)
+        first, second_read = store.results()
+    assert (first.settings["seed"], second_read.settings["seed"]) == (0, 1)
+    assert first.certificate.radius.tolist() == RADII[:3]
+    assert second_read.certificate.radius.tolist() == [0.125]
+
+
+def test_every_session_is_on_record(path: Path) -> None:
+    fill(path, range(2))
+    with Store(path) as store:
+        store.open_run(SETTINGS, {"python": "4"}).append(certificate([0.5]), [5], [3], 1.0)
+    database = sqlite3.connect(path)
+    rows = database.execute(
+        "SELECT example, environment FROM certificate JOIN session ON session = session.id ORDER BY example"
+    ).fetchall()
+    starts = database.execute("SELECT started FROM session").fetchall()
+    database.close()
+    assert rows == [
+        (0, '{"device": "cpu", "python": "3"}'),
+        (1, '{"device": "cpu", "python": "3"}'),
+        (5, '{"python": "4"}'),
+    ]
+    assert all(len(s) == 20 and s.endswith("Z") for (s,) in starts)
+
+
+# --- files that are no store --------------------------------------------------------------------------------------
+
+
+def cut(fraction: float) -> Callable[[Path], None]:
+    return lambda path: os.truncate(path, int(path.stat().st_size * fraction))
+
+
+def overwrite(position: float, content: bytes) -> Callable[[Path], None]:
+    def apply(path: Path) -> None:
+        with path.open("r+b") as file:
+            file.seek(int(path.stat().st_size * position))
+            file.write(content)
+
+    return apply
+
+
+def no_store(path: Path) -> None:
+    """A good SQLite file with somebody else's table."""
+    path.unlink()
+    database = sqlite3.connect(path)
+    database.execute("CREATE TABLE recipe (name TEXT)")
+    database.close()
+
+
+def pragma(text: str) -> Callable[[Path], None]:
+    def apply(path: Path) -> None:
+        database = sqlite3.connect(path)
+        database.execute(f"PRAGMA {text}")
+        database.close()
+
+    return apply
+
+
+DAMAGED = r"^the store .*store\.sqlite is damaged \(.+\); nothing was written to it\. Restore a copy, or certify again"
+
+
+@pytest.mark.parametrize("create", [False, True], ids=["read", "write"])
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (cut(0.5), DAMAGED),
+        (cut(0.9), DAMAGED),
+        (cut(0.001), DAMAGED),
+        (overwrite(0.0, b"rubbish" * 100), DAMAGED),
+        (overwrite(0.3, b"\xff" * 20_000), DAMAGED),
+        (lambda path: path.write_bytes(b"idx\tlabel\n"), DAMAGED),
+        (lambda path: path.write_bytes(os.urandom(10_000)), DAMAGED),
+        (no_store, r"store\.sqlite is an SQLite file, but not a certificate store$"),
+        (pragma("application_id = 7"), r"store\.sqlite is an SQLite file, but not a certificate store$"),
+        (pragma("user_version = 2"), r"store\.sqlite: need schema 1; got 2$"),
+    ],
+    ids=["half", "tail lost", "header alone", "header", "pages", "text", "noise", "other", "application", "schema"],
+)
+def test_a_file_that_is_no_store_is_refused_and_left_alone(
+    path: Path, create: bool, harm: Callable[[Path], None], message: str
+) -> None:
+    with Store(path, create=True) as store:
+        run = store.open_run(SETTINGS, PLACE)
+        for first in range(0, 600, 6):  # some forty pages
+            run.append(certificate(RADII[:6]), range(first, first + 6), [3] * 6, 1.0)
+    harm(path)
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=message):
+        Store(path, create=create)
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == [path.name], "no journal is left behind"
+
+
+def test_a_missing_store(path: Path) -> None:
+    with pytest.raises(InputError, match=r"^need an existing store; no file at .*store\.sqlite$"):
+        Store(path)
+    assert not path.parent.exists()
+
+
+def test_an_empty_file_is_a_store_only_where_one_may_be_made(path: Path) -> None:
+    """It is what a kill leaves before the first transaction."""
+    path.parent.mkdir()
+    path.touch()
+    with pytest.raises(InputError, match=r"is an SQLite file, but not a certificate store$"):
+        Store(path)
+    with Store(path, create=True) as store:
+        assert store.results() == []
+
+
+def test_a_folder_is_no_store(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^cannot use the store .*: unable to open database file$"):
+        Store(tmp_path)
+
+
+def test_damage_behind_an_open_store_is_reported(path: Path) -> None:
+    fill(path)
+    with Store(path) as store:
+        overwrite(0.0, bytes(path.stat().st_size))(path)
+        with pytest.raises(InputError, match=r"^(the store .* is damaged|cannot use the store)"):
+            store.results()
+        with pytest.raises(InputError, match=r"^(the store .* is damaged|cannot use the store)"):
+            store.published()
+
+
+def test_a_writer_elsewhere_is_waited_for(path: Path) -> None:
+    """Another process holds the file for a moment, as a second campaign with --add would."""
+    fill(path)
+    holder = (
+        "import sqlite3, sys, time; d = sqlite3.connect(sys.argv[1], isolation_level=None);"
+        "d.execute('BEGIN EXCLUSIVE'); print('held', flush=True); time.sleep(0.3); d.execute('ROLLBACK')"
+    )
+    with subprocess.Popen([sys.executable, "-c", holder, str(path)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with Store(path) as store:
+            store.open_run(SETTINGS, PLACE).append(certificate([0.5]), [100], [3], 1.0)
+    assert only(path).example.tolist() == [*range(7), 100]
+
+
+# --- published logs beside the runs -------------------------------------------------------------------------------
+
+
+def test_published_rows_stay_apart_from_certificates(path: Path) -> None:
+    fill(path)
+    log = Published.of("paper", [(9, 1, 1, 0.953, True, 0.3), (4, 2, ABSTAIN, 0.0, False, 15.4)])
+    with Store(path) as store:
+        store.add_log(log)
+        (back,) = store.published()
+        (results,) = store.results()
+    assert type(back) is Published
+    assert not isinstance(back, Certificate)
+    assert type(results.certificate) is Certificate
+    assert results.example.tolist() == list(range(7)), "no published row became a certificate"
+    assert back.name == "paper"
+    assert back.example.tolist() == [4, 9]
+    assert back.label.tolist() == [2, 1]
+    assert back.prediction.tolist() == [-1, 1]
+    assert back.radius.tolist() == [0.0, 0.953]
+    assert back.correct.tolist() == [False, True]
+    assert back.seconds.tolist() == [15.4, 0.3]
+    assert back.scores().tolist() == [-np.inf, 0.953]
+
+
+def test_a_log_of_the_same_name_is_refused(path: Path) -> None:
+    log = Published.of("paper", [(9, 1, 1, 0.953, True, 0.3)])
+    with Store(path, create=True) as store:
+        store.add_log(log)
+        with pytest.raises(InputError, match=r"store\.sqlite already holds a log named 'paper'$"):
+            store.add_log(log)
+        store.add_log(Published.of("other", [(9, 1, 1, 0.953, True, 0.3)]))
+        assert [p.name for p in store.published()] == ["paper", "other"]
