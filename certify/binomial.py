@@ -2,7 +2,7 @@
 
 import math
 
-from scipy.special import bdtr, bdtrc, betainccinv, betaincinv
+from scipy.special import bdtr, bdtrc, betainc, betainccinv, betaincinv
 
 from certify.errors import InputError
 
@@ -85,6 +85,51 @@ def upper_confidence_bound(successes: int, trials: int, alpha: float) -> float:
         return 1.0
     quantile = float(betainccinv(successes + 1, trials - successes, alpha))
     return min(1.0, quantile + _step(quantile))
+
+
+_BISECTIONS = 60
+_LEAST_W = 1.001
+
+
+def randomized_lower_bound(successes: int, trials: int, alpha: float, w: float) -> float:
+    """Bound a success probability from below with a randomised test: the exact level, where Clopper-Pearson has slack.
+
+    Proves: P(bound <= p) >= 1 - alpha for every p, if `trials` was fixed in advance and `w` is one uniform draw, made
+    once for this bound and independent of the votes. Drawing it again, or choosing it, voids the bound: store it.
+
+    Args:
+        successes: Hits among the draws; 0 <= successes <= trials.
+        trials: Independent draws; >= 1.
+        alpha: Failure probability; 0 < alpha < 1. One-sided.
+        w: The uniform draw; 0 < w < 1.
+
+    Returns: inf{p : P(B > k) + w P(B = k) > alpha}, rounded down; never below Clopper-Pearson's. With unanimous votes and
+        w <= alpha the formula says 1; here w is then taken as 1.001 alpha, which lowers the bound and keeps it finite
+        in units of radius.
+
+    Raises:
+        InputError: a count, `alpha` or `w` is outside its range.
+
+    Source: Stevens (1950); Voracek (2024), uniformly most accurate among lower bounds.
+    """
+    _check(successes, trials, alpha)
+    if not 0 < w < 1:
+        raise InputError(f"need 0 < w < 1; got {w!r}")
+    if successes == trials:
+        return (alpha / max(w, _LEAST_W * alpha)) ** (1 / trials) * (1 - 2.0**-50)
+    if successes == 0 and w > alpha:
+        return 0.0
+    k, n = successes, trials
+
+    def excess(p: float) -> float:
+        at_least = float(betainc(k, n - k + 1, p)) if k else 1.0
+        return w * at_least + (1 - w) * float(betainc(k + 1, n - k, p)) - alpha
+
+    low, high = lower_confidence_bound(k, n, alpha), lower_confidence_bound(k + 1, n, alpha)
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if excess(middle) > 0 else (middle, high)
+    return max(lower_confidence_bound(k, n, alpha), low - _step(low))
 
 
 def binomial_test(successes: int, trials: int, p: float, *, tail: str) -> float:

@@ -53,6 +53,7 @@ class Certificate:
         method: The frozen method object that made it; its repr is the provenance.
         samples: (n,) int64, noisy copies classified per example; 0 where nothing was sampled.
         counts: (n, classes) int64 votes behind the bound, or None.
+        w: (n,) float64, the one uniform draw behind each randomised bound, or None.
         region: "ball" for the whole ball, "box" for its intersection with the input box.
         arithmetic: The arithmetic in which the statement holds.
     """
@@ -65,6 +66,7 @@ class Certificate:
     method: Any
     samples: Tensor
     counts: Tensor | None = None
+    w: Tensor | None = None
     region: str = "ball"
     arithmetic: str = "real-valued noise; classifier in floating point"
 
@@ -93,6 +95,7 @@ class Certificate:
                 "radius": float(self.radius[i]),
                 "samples": int(self.samples[i]),
                 "counts": None if self.counts is None else [int(c) for c in self.counts[i]],
+                "w": None if self.w is None else float(self.w[i]),
             }
             for i in range(len(self))
         ]
@@ -112,11 +115,13 @@ class Certificate:
     def from_record(cls, header: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> "Certificate":
         """Rebuild a certificate from `header()` and `records()`; `method` is then its repr, a string."""
         counts = [r["counts"] for r in records]
+        w = [r["w"] for r in records]
         return cls(
             prediction=torch.tensor([r["prediction"] for r in records], dtype=torch.int64),
             radius=torch.tensor([r["radius"] for r in records], dtype=torch.float64),
             samples=torch.tensor([r["samples"] for r in records], dtype=torch.int64),
             counts=None if any(c is None for c in counts) else torch.tensor(counts, dtype=torch.int64),
+            w=None if any(v is None for v in w) else torch.tensor(w, dtype=torch.float64),
             norm=header["norm"],
             subject=header["subject"],
             guarantee=Deterministic() if header["alpha"] is None else PerExample(header["alpha"]),

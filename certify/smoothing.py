@@ -6,7 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from certify.binomial import binomial_test, check_alpha, fewest_votes, lower_confidence_bound, upper_confidence_bound
+from certify.binomial import (
+    binomial_test,
+    check_alpha,
+    fewest_votes,
+    lower_confidence_bound,
+    randomized_lower_bound,
+    upper_confidence_bound,
+)
 from certify.certificate import ABSTAIN, Certificate, PerExample
 from certify.errors import InputError
 from certify.noise import Noise
@@ -36,6 +43,8 @@ class Smoothing:
         alpha: Failure probability per example.
         runner_up: Share of alpha spent on an upper bound for the strongest other class; 0 bounds the top class alone
             and takes the rest as one rival, as Cohen et al. do. With several close rivals 0.1 certifies much more.
+        randomized: Bound the top class with the randomised Clopper-Pearson bound, exact where the plain one has slack.
+            Each example draws one W, from its stream, and the certificate keeps it. Needs runner_up = 0.
         box: Where inputs must lie; None for data that is not pixels. The noise is not clipped to it.
 
     Raises:
@@ -50,6 +59,7 @@ class Smoothing:
     n: int = 100_000
     alpha: float = 0.001
     runner_up: float = 0.0
+    randomized: bool = False
     box: Box = (0.0, 1.0)
 
     def __post_init__(self) -> None:
@@ -59,6 +69,8 @@ class Smoothing:
         check_box(self.box)
         if not 0 <= self.runner_up < 1:
             raise InputError(f"need 0 <= runner_up < 1; got {self.runner_up!r}")
+        if self.randomized and self.runner_up > 0:
+            raise InputError(f"need runner_up = 0 with randomized bounds; got {self.runner_up!r}")
         fewest = fewest_votes(self.alpha)
         if self.runner_up == 0 and self.n < fewest:
             raise InputError(f"need n >= {fewest} votes to certify anything at alpha = {self.alpha:g}; got {self.n}")
@@ -83,8 +95,13 @@ class Smoothing:
         base, streams = self._ready(model, x, rng)
         chosen = leaders(count_votes(base, x, self.noise, [s.child("select") for s in streams], self.n0))[0][:, 0]
         counts = count_votes(base, x, self.noise, [s.child("estimate") for s in streams], self.n)
+        w = torch.tensor([s.child("w").uniform() for s in streams], dtype=torch.float64) if self.randomized else None
         radius = torch.tensor(
-            [self.radius(row.tolist(), int(a)) for row, a in zip(counts, chosen, strict=True)], dtype=torch.float64
+            [
+                self.radius(row.tolist(), int(a), None if w is None else float(w[i]))
+                for i, (row, a) in enumerate(zip(counts, chosen, strict=True))
+            ],
+            dtype=torch.float64,
         )
         return Certificate(
             prediction=torch.where(radius > 0, chosen, ABSTAIN),
@@ -95,10 +112,11 @@ class Smoothing:
             method=self,
             samples=torch.full_like(chosen, self.n0 + self.n),
             counts=counts,
+            w=w,
             arithmetic=self.noise.arithmetic,
         )
 
-    def radius(self, counts: Sequence[int], chosen: int) -> float:
+    def radius(self, counts: Sequence[int], chosen: int, w: float | None = None) -> float:
         """The radius that the n votes prove for the class chosen beforehand.
 
         Proves: With probability at least 1 - alpha over the votes, g predicts `chosen` within this radius, provided
@@ -107,16 +125,21 @@ class Smoothing:
         Args:
             counts: Votes per class, n in total.
             chosen: The class that other votes selected.
+            w: This example's one uniform draw, where `randomized`.
 
         Returns: Radius in input units; 0.0 where nothing is proved.
         """
-        return self.noise.radius(*self.probabilities(counts, chosen))
+        return self.noise.radius(*self.probabilities(counts, chosen, w))
 
-    def probabilities(self, counts: Sequence[int], chosen: int) -> tuple[float, float | None]:
+    def probabilities(self, counts: Sequence[int], chosen: int, w: float | None = None) -> tuple[float, float | None]:
         """A lower bound on the chosen class, and an upper bound on every other one where alpha was spent on it.
 
         Proves: Both hold together with probability at least 1 - alpha, if `chosen` does not depend on these votes.
         """
+        if self.randomized:
+            if w is None:
+                raise InputError("need the example's w, drawn once, for a randomized bound; got None")
+            return randomized_lower_bound(counts[chosen], self.n, self.alpha, w), None
         p_a = lower_confidence_bound(counts[chosen], self.n, self.alpha * (1 - self.runner_up))
         if self.runner_up == 0:
             return p_a, None

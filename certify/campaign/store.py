@@ -41,6 +41,7 @@ CREATE TABLE certificate (
     radius REAL NOT NULL,
     samples INTEGER NOT NULL,
     counts TEXT,                    -- JSON list of votes per class
+    w REAL,                         -- the one uniform draw of a randomised bound
     seconds REAL NOT NULL,
     session INTEGER NOT NULL REFERENCES session,
     PRIMARY KEY (run, example)
@@ -283,7 +284,7 @@ class Store:
             ]
 
     def _results(self, run: int, settings: str, header: str) -> Results:
-        columns = ("example", "label", "prediction", "radius", "samples", "counts", "seconds")
+        columns = ("example", "label", "prediction", "radius", "samples", "counts", "w", "seconds")
         query = f"SELECT {', '.join(columns)} FROM certificate WHERE run = ? ORDER BY example"
         rows: list[dict[str, Any]] = [dict(zip(columns, row, strict=True)) for row in self._db.execute(query, (run,))]
         for row in rows:
@@ -329,6 +330,7 @@ class Run:
                 r["radius"],
                 r["samples"],
                 None if r["counts"] is None else json.dumps(r["counts"]),
+                r["w"],
                 seconds / len(examples),
                 self.session,
             )
@@ -339,4 +341,4 @@ class Run:
             db.execute("UPDATE run SET header = ? WHERE id = ? AND header IS NULL", (header, self.id))
             if db.execute("SELECT header FROM run WHERE id = ?", (self.id,)).fetchone() != (header,):
                 raise InputError(f"a run has one kind of certificate; this batch is {header}")
-            db.executemany(f"INSERT INTO certificate VALUES ({', '.join('?' * 9)}) ON CONFLICT DO NOTHING", rows)
+            db.executemany(f"INSERT INTO certificate VALUES ({', '.join('?' * 10)}) ON CONFLICT DO NOTHING", rows)

@@ -2,9 +2,9 @@
 
 import sys
 
-from tests.benchmarks import votes
+from tests.benchmarks import samples, votes
 
-BENCHMARKS = {"votes": votes.main}
+BENCHMARKS = {"votes": votes.main, "samples": samples.main}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or BENCHMARKS:

@@ -47,7 +47,7 @@ def test_certificate_states_what_it_is(network: nn.Module, images: torch.Tensor)
     assert c.counts is not None
     assert c.counts.sum(1).tolist() == [300] * 6
     assert (
-        repr(METHOD) == "Smoothing(noise=Gaussian(sigma=0.25), n0=50, n=300, alpha=0.01, runner_up=0.0, box=(0.0, 1.0))"
+        repr(METHOD) == "Smoothing(noise=Gaussian(sigma=0.25), n0=50, n=300, alpha=0.01, runner_up=0.0, randomized=False, box=(0.0, 1.0))"
     )
 
 
