@@ -1,7 +1,7 @@
 """Anytime-valid tests of a success probability: look after every vote, stop when you like, at one alpha.
 
-Two tests, both *betting* ones: a gambler starts with wealth 1 against the claim that the success probability is (at most)
-tau, and by Ville's inequality her wealth ever reaches 1 / alpha with probability at most alpha if the claim is true.
+Two tests, both *betting* ones: a gambler starts with wealth 1 against the claim that the success probability is (at
+most) tau, and by Ville's inequality her wealth ever reaches 1 / alpha with probability at most alpha if it is true.
 
 * Krichevsky and Trofimov's bets know no tau, so their confidence sequence answers every tau at once, both ways.
 * A `ThresholdTest` bets against p <= tau only, spreading its stake evenly over the scales of p - tau that the votes
@@ -121,9 +121,9 @@ class ThresholdTest:
 def threshold_test(tau: float, alpha: float, horizon: int) -> ThresholdTest:
     """The test whose alternatives would each be certified within `horizon` votes on average.
 
-    The alternatives' expected times log(1 / alpha) / KL(p, tau) form a geometric grid from the horizon down to p = 1, the
-    fastest. One grid step apart, a wrong alternative costs a few per cent; the even split costs the log of their
-    number. Neither touches validity.
+    The alternatives' expected times log(1 / alpha) / KL(p, tau) form a geometric grid from the horizon down to p = 1,
+    the fastest. A truth between two alternatives costs a few per cent; the even split costs the log of their number.
+    Neither touches validity.
 
     Args:
         tau: The claim, in (0, 1).
