@@ -1,5 +1,7 @@
-"""The norms in which a perturbation is measured."""
+"""What an adversary may do: a norm, a budget, and the box that inputs live in."""
 
+import math
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from certify.errors import InputError
@@ -18,3 +20,28 @@ def check_box(box: Box) -> None:
     """
     if box is not None and not (len(box) == 2 and box[0] < box[1]):
         raise InputError(f"need box = (low, high) with low < high, or None; got {box!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Threat:
+    """Perturbations of norm at most eps, such that the perturbed input stays in the box.
+
+    Args:
+        norm: "L1", "L2", "Linf" or "L0".
+        eps: Budget in input units, such as 8 / 255; >= 0. For L0 a number of coordinates.
+        box: Where inputs must lie; None for data that is not pixels.
+
+    Raises:
+        InputError: the norm is unknown, eps is negative or not finite, or the box is empty.
+    """
+
+    norm: Norm
+    eps: float
+    box: Box = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise InputError(f"need a norm among {', '.join(NORMS)}; got {self.norm!r}")
+        if not (math.isfinite(self.eps) and self.eps >= 0):
+            raise InputError(f"need a finite eps >= 0; got {self.eps!r}")
+        check_box(self.box)
