@@ -28,10 +28,10 @@ demo: setup
 	@echo "Written to $(DEMO): certified_accuracy.{png,pdf,md,csv,tex}, certificates.sqlite, lenet/"
 
 test: setup
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto
 
 test-long: setup
-	$(BIN)/pytest -m long
+	$(BIN)/pytest -n auto -m long
 
 lint: setup
 	$(BIN)/ruff check .

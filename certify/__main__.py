@@ -1,23 +1,35 @@
-"""python -m certify run | table | import | export."""
+"""python -m certify run | table | compare | import | export | audit."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from certify.adaptive import AdaptiveSmoothing, ToleranceSmoothing
+from certify.campaign.audit import audit_log, describe
 from certify.campaign.cli import make_app, parse_device, parse_radii, start
 from certify.campaign.logs import export_log, read_log
+from certify.campaign.runner import Method
 from certify.campaign.runner import run as run_campaign
 from certify.campaign.store import Store
-from certify.campaign.tables import Format, render, rows_of
+from certify.campaign.tables import (
+    Format,
+    compare_sources,
+    note_on_examples,
+    render,
+    render_comparison,
+    rows_of,
+)
 from certify.campaign.weights import load_weights, resolve
 from certify.errors import InputError
-from certify.noise import Gaussian, Noise
+from certify.noise import Gaussian, Laplace, Noise, Uniform
+from certify.renyi import RenyiSmoothing
 from certify.smoothing import Smoothing
+from certify.splitnoise import SplitNoise
 from certify.voting import Execution, Precision
 
 app = make_app(__doc__)
-NOISES = {"gaussian": Gaussian}
+NOISES = {"gaussian": Gaussian, "laplace": Laplace, "uniform": Uniform}
 
 
 def make_noise(name: str, scale: float) -> Noise:
@@ -27,6 +39,40 @@ def make_noise(name: str, scale: float) -> Noise:
     return NOISES[name](scale)
 
 
+MethodName = Literal["fixed", "randomized", "adaptive", "tolerance", "renyi", "split"]
+_BATCH = {"adaptive": 64, "tolerance": 64}  # examples leave a sequential batch one by one; a large one stays full
+_FIXED_BATCH = 8
+
+
+def make_method(
+    name: MethodName,
+    noise: Noise,
+    scale: float,
+    n0: int,
+    n: int,
+    alpha: float,
+    runner_up: float,
+    radii: str,
+    tolerance: float,
+) -> Method:
+    """The certifier of that name; only what it has a use for may be set."""
+    if runner_up and name not in ("fixed", "renyi"):
+        raise InputError(f"--runner-up is for the methods fixed and renyi; got {name}")
+    match name:
+        case "fixed" | "randomized":
+            return Smoothing(noise, n0, n, alpha, runner_up, randomized=name == "randomized")
+        case "adaptive":
+            return AdaptiveSmoothing(noise, tuple(parse_radii(radii)), n0, n, alpha)
+        case "tolerance":
+            return ToleranceSmoothing(noise, tolerance, n0, n, alpha)
+        case "split":
+            return SplitNoise(scale)
+        case "renyi":
+            if not isinstance(noise, Gaussian):
+                raise InputError(f"the method renyi is for gaussian noise; got {noise!r}")
+            return RenyiSmoothing(noise.sigma, n0, n, alpha, runner_up)
+
+
 @app.command()
 def run(
     model: Annotated[str, typer.Option(help="package.module:callable, () -> nn.Module")],
@@ -34,9 +80,14 @@ def run(
     data: Annotated[str, typer.Option(help="package.module:callable, (split) -> Data")],
     scale: Annotated[float, typer.Option(help="scale of the noise, in input units (sigma for gaussian)")],
     store: Annotated[Path, typer.Option(help="SQLite file; an existing one is resumed")],
-    noise: Annotated[str, typer.Option(help="smoothing distribution: gaussian")] = "gaussian",
+    noise: Annotated[str, typer.Option(help="gaussian (L2), laplace (L1) or uniform (L1)")] = "gaussian",
+    method: Annotated[
+        MethodName, typer.Option(help="fixed n, or as many votes as needed up to n, or split: L1 without chance")
+    ] = "fixed",
+    radii: Annotated[str, typer.Option(help="the grid of the method adaptive")] = "0,0.25,0.5,0.75,1.0,1.25,1.5",
+    tolerance: Annotated[float, typer.Option(help="how well the method tolerance knows the radius")] = 0.05,
     n0: Annotated[int, typer.Option(help="votes that choose the class")] = 100,
-    n: Annotated[int, typer.Option(help="votes that bound its probability")] = 100_000,
+    n: Annotated[int, typer.Option(help="votes that bound its probability; the most of them where adaptive")] = 100_000,
     alpha: Annotated[float, typer.Option(help="failure probability per example")] = 0.001,
     runner_up: Annotated[float, typer.Option(help="share of alpha for a bound on the runner-up; 0 for none")] = 0.0,
     indices: Annotated[str, typer.Option(help="start:stop:step of the examples")] = ":",
@@ -46,23 +97,23 @@ def run(
     precision: Annotated[Precision, typer.Option(help="arithmetic of the base classifier")] = "float32",
     compile_model: Annotated[bool, typer.Option("--compile", help="use torch.compile where it works")] = False,
     rows: Annotated[int, typer.Option(help="noisy copies per forward pass; thousands on a GPU")] = Execution().rows,
-    batch: Annotated[int, typer.Option(help="examples per transaction; numbers do not depend on it")] = 8,
+    batch: Annotated[int | None, typer.Option(help="examples per transaction; numbers do not depend on it")] = None,
     add: Annotated[bool, typer.Option(help="allow a second run beside the one in the store")] = False,
 ) -> None:
     """Certify a data set by randomized smoothing, into a store that survives interruption."""
-    method = Smoothing(make_noise(noise, scale), n0, n, alpha, runner_up)
+    certifier = make_method(method, make_noise(noise, scale), scale, n0, n, alpha, runner_up, radii, tolerance)
     execution = Execution(precision=precision, compiled=compile_model, rows=rows)
     network = load_weights(resolve(model)(), weights).to(parse_device(device))
     results = run_campaign(
         store,
-        method,
+        certifier,
         network,
         resolve(data)(split=split),
         names=(model, f"{data} {split}"),
         indices=indices,
         seed=seed,
         execution=execution,
-        batch=batch,
+        batch=_BATCH.get(method, _FIXED_BATCH) if batch is None else batch,
         add=add,
     )
     typer.echo(f"{len(results.example)} certificates in {store}", err=True)
@@ -79,11 +130,45 @@ def table(
     out: Annotated[Path | None, typer.Option(help="write here instead of printing")] = None,
 ) -> None:
     """Certified accuracy at radii, with population lower bounds, and the average certified radius."""
-    text = render(rows_of(sources, parse_radii(radii), rho=rho, log_alpha=log_alpha), form, average=mean)
+    rows = rows_of(sources, parse_radii(radii), rho=rho, log_alpha=log_alpha)
+    text = render(rows, form, average=mean)
+    note = note_on_examples(rows)
+    if note is not None:
+        typer.echo(note, err=True)
     if out is None:
         typer.echo(text, nl=False)
     else:
         out.write_text(text, encoding="utf-8")
+
+
+@app.command()
+def compare(
+    sources: Annotated[list[Path], typer.Argument(help="stores and published logs that hold two runs or logs")],
+    radii: Annotated[str, typer.Option(help="comma-separated")] = "0,0.25,0.5,0.75,1.0,1.25,1.5",
+    pick: Annotated[str | None, typer.Option(help="which two where there are more, as 1,3; from 1, in order")] = None,
+    rho: Annotated[float, typer.Option(help="failure probability of each interval")] = 0.05,
+) -> None:
+    """First minus second, example by example: average radius, and certified accuracy with McNemar's exact test."""
+    typer.echo(render_comparison(compare_sources(sources, parse_radii(radii), pick=_pick(pick), rho=rho)), nl=False)
+
+
+def _pick(text: str | None) -> list[int] | None:
+    try:
+        return None if text is None else [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"need two numbers to pick, such as 1,3; got {text!r}") from None
+
+
+@app.command("audit")
+def audit_logs(
+    logs: Annotated[list[Path], typer.Argument(help="published tab-separated logs of Gaussian smoothing")],
+    sigma: Annotated[float | None, typer.Option(help="standard deviation of the noise; else the file name's")] = None,
+    n: Annotated[list[int] | None, typer.Option(help="votes to try beside powers of ten; may be repeated")] = None,
+    alpha: Annotated[list[float] | None, typer.Option(help="alpha to try beside the usual; may be repeated")] = None,
+) -> None:
+    """Recover n, alpha and the rounding from the printed radii, and list what is wrong in a log."""
+    audits = [audit_log(log, sigma=sigma, n=n or (), alpha=alpha or ()) for log in logs]
+    typer.echo("\n".join(describe(audit) for audit in audits), nl=False)
 
 
 @app.command("import")

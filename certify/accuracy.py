@@ -1,14 +1,18 @@
 """What a set of per-example certificates says about the population the examples came from."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from scipy.special import ndtri
 from torch import Tensor
 
-from certify.binomial import check_alpha, lower_confidence_bound
+from certify.binomial import GUARD, binomial_test, check_alpha, lower_confidence_bound
 from certify.certificate import Certificate, PerExample
 from certify.errors import InputError
+from certify.rng import Stream
 
 FloatArray = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
@@ -22,15 +26,41 @@ class CertifiedAccuracy:
         observed: (k,) share of the m examples certified correct at each radius; a statistic, not a bound.
         lower: (k,) population lower bound, at confidence 1 - rho for each radius by itself.
         band: (k,) population lower bound, at confidence 1 - rho for all radii together.
+        joint: (k,) lower bound on the true share among these m examples, which stand for no others, at confidence
+            1 - rho for each radius by itself; see `joint_lower_bound`.
         m: Number of examples.
         alpha: Failure probability of each certificate; 0.0 for deterministic ones.
-        rho: Failure probability of `lower`, and of `band`.
+        rho: Failure probability of `lower`, of `band`, and of `joint`.
     """
 
     radii: FloatArray
     observed: FloatArray
     lower: FloatArray
     band: FloatArray
+    joint: FloatArray
+    m: int
+    alpha: float
+    rho: float
+
+
+@dataclass(frozen=True, slots=True)
+class AverageRadius:
+    """Average certified radius of a sample (ACR), how far it may be from the population's, and what it proves.
+
+    Attributes:
+        value: Mean over the m examples of the certified radius where correct, 0 elsewhere; a statistic, not a bound.
+        se: Its standard error over examples; inf for a single one.
+        estimate: Two-sided interval for the population's mean, about 1 - rho. Not proved.
+        lower: Population lower bound on the mean *robust* radius of the subject, at confidence 1 - rho. Proved.
+        m: Number of examples.
+        alpha: Failure probability of each certificate; 0.0 for deterministic ones.
+        rho: Failure probability of `lower`, and nominally of `estimate`.
+    """
+
+    value: float
+    se: float
+    estimate: tuple[float, float]
+    lower: float
     m: int
     alpha: float
     rho: float
@@ -68,34 +98,56 @@ def certified_accuracy(
     Source: The chance that a random example is *reported* certified correct is at most c + (1 - c) * alpha, with c the
         true share; Clopper-Pearson or the one-sided Dvoretzky-Kiefer-Wolfowitz inequality (Massart 1990) bounds it.
     """
-    alpha = certificate.guarantee.alpha if isinstance(certificate.guarantee, PerExample) else 0.0
-    return accuracy_of_scores(scores(certificate, y), radii, alpha=alpha, rho=rho)
+    return accuracy_of_scores(scores(certificate, y), radii, alpha=_alpha(certificate), rho=rho)
+
+
+def _alpha(certificate: Certificate) -> float:
+    return certificate.guarantee.alpha if isinstance(certificate.guarantee, PerExample) else 0.0
 
 
 def accuracy_of_scores(
     score: FloatArray, radii: Sequence[float], *, alpha: float, rho: float = 0.05
 ) -> CertifiedAccuracy:
     """`certified_accuracy` from the scores of any rows, such as a published log whose alpha is taken on trust."""
-    check_alpha(rho)
-    if not 0 <= alpha < 1:
-        raise InputError(f"need 0 <= alpha < 1; got {alpha!r}")
-    grid = np.asarray(radii, np.float64)
-    if grid.ndim != 1 or not np.isfinite(grid).all() or (grid < 0).any():
-        raise InputError(f"need finite radii >= 0; got {list(radii)!r}")
+    _check(score, alpha, rho)
+    grid = check_radii(radii)
     m = len(score)
-    if m == 0:
-        raise InputError("need at least one example; got 0")
     hits = (score[None, :] >= grid[:, None]).sum(1)
     pointwise = np.array([lower_confidence_bound(int(k), m, rho) for k in hits])
     return CertifiedAccuracy(
         radii=grid,
         observed=hits / m,
         lower=_discount(pointwise, alpha),
-        band=_discount(hits / m - np.sqrt(np.log(1 / rho) / (2 * m)), alpha),
+        band=_discount(hits / m - _band_width(m, rho), alpha),
+        joint=np.array([joint_lower_bound(int(k), m, alpha, rho) for k in hits]),
         m=m,
         alpha=alpha,
         rho=rho,
     )
+
+
+def _check(score: FloatArray, alpha: float, rho: float) -> None:
+    check_alpha(rho, "rho")
+    if not 0 <= alpha < 1:
+        raise InputError(f"need 0 <= alpha < 1; got {alpha!r}")
+    if len(score) == 0:
+        raise InputError("need at least one example; got 0")
+
+
+def check_radii(radii: Sequence[float]) -> FloatArray:
+    """Radii as an array.
+
+    Raises:
+        InputError: one is negative or not finite.
+    """
+    grid = np.asarray(radii, np.float64)
+    if grid.ndim != 1 or not np.isfinite(grid).all() or (grid < 0).any():
+        raise InputError(f"need finite radii >= 0; got {list(radii)!r}")
+    return grid
+
+
+def _band_width(m: int, rho: float) -> float:
+    return math.sqrt(math.log(1 / rho) / (2 * m))
 
 
 def _discount(reported: FloatArray, alpha: float) -> FloatArray:
@@ -103,19 +155,128 @@ def _discount(reported: FloatArray, alpha: float) -> FloatArray:
     return np.maximum(0.0, (reported - alpha) / (1 - alpha))
 
 
-def average_certified_radius(certificate: Certificate, y: Tensor) -> float:
-    """Mean over examples of the certified radius where correct, 0 elsewhere (ACR).
+def joint_lower_bound(certified: int, examples: int, alpha: float, rho: float) -> float:
+    """Bound from below how many of these very examples are truly certified correct, given that certificates may fail.
 
-    A statistic of this sample, in units of the input; it grows with n and with alpha, so it is reported beside both.
+    Proves: With probability at least 1 - rho over the certifier's draws, which are independent between examples, the
+    subject is right on at least this share of these `examples` examples, throughout the ball asked for. It covers
+    certificate failures on this very test set and not test sampling: `CertifiedAccuracy.lower` covers both.
+
+    Args:
+        certified: Examples reported certified correct; 0 <= certified <= examples.
+        examples: All examples, certified or not, chosen without a look at the certificates.
+        alpha: Failure probability of each certificate; 0 <= alpha < 1.
+        rho: Failure probability of the bound; 0 < rho < 1.
+
+    Returns: The smallest g with P(Bin(examples - g, alpha) >= certified - g) > rho, over `examples`; a tail that
+        equals rho up to rounding counts as above it.
 
     Raises:
-        InputError: lengths differ.
+        InputError: a count, `alpha` or `rho` is outside its range.
 
-    Source: Zhai et al. (2020).
+    Source: With g true ones, at most g + Bin(examples - g, alpha) are reported, stochastically; a test of every g,
+        inverted. Tighter than Cohen et al. (2019), theorem 6, which bounds the same by Bernstein's inequality.
+
+    >>> joint_lower_bound(300, 500, alpha=0.001, rho=0.001)
+    0.594
     """
-    return average_of_scores(scores(certificate, y))
+    if examples != int(examples) or examples < 1:
+        raise InputError(f"need an integer number of examples >= 1; got {examples!r}")
+    if certified != int(certified) or not 0 <= certified <= examples:
+        raise InputError(f"need an integer certified with 0 <= certified <= examples = {examples}; got {certified!r}")
+    if not 0 <= alpha < 1:
+        raise InputError(f"need 0 <= alpha < 1; got {alpha!r}")
+    check_alpha(rho, "rho")
+    # The count reported grows stochastically with g, so the tail does; at g = certified it is 1. The guard can only
+    # lower the bound.
+    low, high = 0, int(certified)
+    while low < high:
+        g = (low + high) // 2
+        above = binomial_test(certified - g, examples - g, alpha, tail="upper") > rho * (1 - GUARD)
+        low, high = (low, g) if above else (g + 1, high)
+    return low / examples
 
 
-def average_of_scores(score: FloatArray) -> float:
+_RESAMPLES = 5000
+_DRAWS_AT_ONCE = 2**22
+
+
+def average_certified_radius(
+    certificate: Certificate, y: Tensor, *, rho: float = 0.05, rng: Stream | None = None
+) -> AverageRadius:
+    """Mean over examples of the certified radius where correct, 0 elsewhere (ACR).
+
+    It grows with n and with alpha, so it is reported beside both, and compared only on the same examples.
+
+    Proves: With probability at least 1 - rho over test examples and certifier draws together, the population's mean
+    robust radius (the distance to the nearest input the subject gets wrong; 0 where it is wrong already) is at least
+    `lower`, provided that the examples are independent draws from it. Nothing is assumed of the radii's distribution.
+    `estimate` is none of this: it is an interval for the mean of reported radii, good for large m.
+
+    Args:
+        certificate: For m examples.
+        y: (m,) labels.
+        rho: Failure probability; 0 < rho < 1.
+        rng: With a stream, `estimate` is the percentile bootstrap of 5,000 resamples; without, the normal interval.
+
+    Raises:
+        InputError: `rho` is out of range, lengths differ, or a radius is infinite.
+
+    Source: Zhai et al. (2020). The bound is the integral of the band of `certified_accuracy` over all radii
+        (Anderson 1969), for a mean is the integral of its survival function.
+    """
+    return average_of_scores(scores(certificate, y), alpha=_alpha(certificate), rho=rho, rng=rng)
+
+
+def average_of_scores(
+    score: FloatArray, *, alpha: float, rho: float = 0.05, rng: Stream | None = None
+) -> AverageRadius:
     """`average_certified_radius` from scores."""
-    return float(np.mean(np.maximum(score, 0.0)))
+    _check(score, alpha, rho)
+    radius = reported_radius(score)
+    value, se, estimate = mean_estimate(radius, rho)
+    if rng is not None:
+        estimate = _bootstrap(radius, rho, rng)
+    m = len(radius)
+    steps = np.diff(np.sort(radius), prepend=0.0)
+    share_at_least = np.arange(m, 0, -1) / m
+    lower = float(steps @ _discount(share_at_least - _band_width(m, rho), alpha))
+    return AverageRadius(
+        value=value,
+        se=se,
+        estimate=(max(0.0, estimate[0]), estimate[1]),
+        lower=lower * (1 - GUARD),
+        m=m,
+        alpha=alpha,
+        rho=rho,
+    )
+
+
+def reported_radius(score: FloatArray) -> FloatArray:
+    """Certified radius where correct, 0 elsewhere: what ACR is the mean of.
+
+    Raises:
+        InputError: a score is nan or +inf, and has no mean.
+    """
+    if not (score < np.inf).all():
+        raise InputError("need finite radii for an average; got an infinite one, or nan")
+    return np.maximum(score, 0.0)
+
+
+def mean_estimate(values: FloatArray, rho: float) -> tuple[float, float, tuple[float, float]]:
+    """Mean, standard error, and the normal interval at about 1 - rho; one value leaves the error infinite."""
+    mean = float(np.mean(values))
+    se = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+    half = float(ndtri(1 - rho / 2)) * se
+    return mean, se, (mean - half, mean + half)
+
+
+def _bootstrap(values: FloatArray, rho: float, rng: Stream) -> tuple[float, float]:
+    generator, m = rng.generator(), len(values)
+    at_once = max(1, _DRAWS_AT_ONCE // m)
+    means = [
+        values[torch.randint(m, (min(at_once, _RESAMPLES - done), m), generator=generator).numpy()].mean(1)
+        for done in range(0, _RESAMPLES, at_once)
+    ]
+    low, high = np.quantile(np.concatenate(means), (rho / 2, 1 - rho / 2))
+    return float(low), float(high)

@@ -24,14 +24,14 @@ def _check(successes: int, trials: int, alpha: float) -> None:
     check_alpha(alpha)
 
 
-def check_alpha(alpha: float) -> None:
+def check_alpha(alpha: float, name: str = "alpha") -> None:
     """Refuse a failure probability outside (0, 1).
 
     Raises:
         InputError: the rule is broken.
     """
     if not 0 < alpha < 1:
-        raise InputError(f"need 0 < alpha < 1; got {alpha!r}")
+        raise InputError(f"need 0 < {name} < 1; got {alpha!r}")
 
 
 def lower_confidence_bound(successes: int, trials: int, alpha: float) -> float:
@@ -103,9 +103,9 @@ def randomized_lower_bound(successes: int, trials: int, alpha: float, w: float) 
         alpha: Failure probability; 0 < alpha < 1. One-sided.
         w: The uniform draw; 0 < w < 1.
 
-    Returns: inf{p : P(B > k) + w P(B = k) > alpha}, rounded down; never below Clopper-Pearson's. With unanimous votes and
-        w <= alpha the formula says 1; here w is then taken as 1.001 alpha, which lowers the bound and keeps it finite
-        in units of radius.
+    Returns: inf{p : P(B > k) + w P(B = k) > alpha}, rounded down; never below Clopper-Pearson's. With unanimous votes
+        and w <= alpha the formula says 1; here w is then taken as 1.001 alpha, which lowers the bound and keeps it
+        finite in units of radius.
 
     Raises:
         InputError: a count, `alpha` or `w` is outside its range.

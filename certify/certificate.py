@@ -106,7 +106,7 @@ class Certificate:
             "norm": self.norm,
             "subject": self.subject,
             "alpha": self.guarantee.alpha if isinstance(self.guarantee, PerExample) else None,
-            "method": repr(self.method),
+            "method": self.method if isinstance(self.method, str) else repr(self.method),
             "region": self.region,
             "arithmetic": self.arithmetic,
         }

@@ -1,4 +1,4 @@
-"""The layer of ours that networks here start with, and that verification has a rule for."""
+"""The layers of ours that networks here start with; verification has a rule for `Normalize`."""
 
 from collections.abc import Sequence
 
@@ -26,3 +26,18 @@ class Normalize(nn.Module):
         """Normalise (n, channels, ...)."""
         shape = (1, -1) + (1,) * (x.ndim - 2)
         return (x - self.mean.view(shape)) / self.std.view(shape)
+
+
+class AblationEncoding(nn.Module):
+    """The first layer of a network under `Ablation`: cat[x, 1 - x] along the channels, and zero for both where ablated.
+
+    A shown pixel's two entries add to 1, an ablated one's to 0, so that NULL is no shade of grey. A network takes
+    twice the channels behind it.
+
+    Source: Levine & Feizi (2020), section 3: the encoding of NULL.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode (n, channels, ...) with values in [0, 1], or NULL = -1."""
+        shown = (x >= 0).to(x.dtype)
+        return torch.cat([x * shown, (1 - x) * shown], dim=1)

@@ -16,6 +16,7 @@ from certify.binomial import (
 )
 from certify.certificate import ABSTAIN, Certificate, PerExample
 from certify.errors import InputError
+from certify.lattice import LATTICE, RoundedGaussian
 from certify.noise import Noise
 from certify.rng import Stream
 from certify.threat import Box, check_box
@@ -113,6 +114,7 @@ class Smoothing:
             samples=torch.full_like(chosen, self.n0 + self.n),
             counts=counts,
             w=w,
+            region=region(self.noise),
             arithmetic=self.noise.arithmetic,
         )
 
@@ -180,6 +182,11 @@ class Smoothing:
         return BaseClassifier.of(model, x), label_streams(rng, x.shape[0])
 
 
-def subject(noise: Noise, base: BaseClassifier) -> str:
+def subject(noise: object, base: BaseClassifier) -> str:
     """The name of the smoothed classifier in certificates and stores."""
     return f"g({noise!r})" if base.name == "f" else f"g({noise!r}; {base.name})"
+
+
+def region(noise: Noise) -> str:
+    """Where a certificate under this noise holds: "lattice" under integer noise, "ball" under any other."""
+    return LATTICE if isinstance(noise, RoundedGaussian) else "ball"

@@ -71,7 +71,8 @@ class BaseClassifier:
         execution: How to evaluate.
 
     Raises:
-        InputError: the model is in training mode, or its logits are not (n, classes) with at least two classes.
+        InputError: the model is in training mode, does not take such an input, or its logits are not (n, classes) with
+            at least two classes.
     """
 
     def __init__(self, model: nn.Module, example: Tensor, execution: Execution | None = None) -> None:
@@ -93,7 +94,11 @@ class BaseClassifier:
         floats = [t.dtype for t in model.parameters() if t.is_floating_point()]
         self.dtype = floats[0] if floats else _DTYPE[execution.precision]  # a float64 model votes in float64
         self._forward = self._build(example)
-        self.classes = self._check_logits(self.logits(self._probe(example)))
+        try:
+            logits = self.logits(self._probe(example))
+        except RuntimeError as error:
+            raise InputError(f"the model does not take inputs of shape {self.shape}: {error}") from error
+        self.classes = self._check_logits(logits)
 
     def _probe(self, example: Tensor) -> Tensor:
         return example[:1].to(self.device).expand(self.execution.rows, *self.shape).contiguous()

@@ -3,6 +3,7 @@
 import csv
 import re
 from collections import Counter
+from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Decimal
 from pathlib import Path
 
@@ -33,6 +34,20 @@ def _seconds(text: str) -> float:
     return float(days or 0) * _DAY + float(hours) * _HOUR + float(minutes) * _MINUTE + float(seconds)
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One row of a log, as printed: every cell parses, and what the cells say is not checked."""
+
+    number: int
+    example: int
+    label: int
+    prediction: int
+    radius: float
+    printed: str
+    correct: int
+    seconds: float
+
+
 def read_log(path: str | Path) -> Published:
     """Read a published log.
 
@@ -46,14 +61,11 @@ def read_log(path: str | Path) -> Published:
             on an abstention, or an index occurs twice. The message gives the line.
     """
     path = Path(path)
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            lines = list(csv.reader(file, delimiter="\t"))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"cannot read the log {path}: {error}") from error
-    if not lines or lines[0] != COLUMNS:
-        raise InputError(f"{path}: need the header {COLUMNS}; got {lines[0] if lines else 'an empty file'}")
-    rows = [_parse(path, number, cells) for number, cells in enumerate(lines[1:], start=2)]
+    rows: list[tuple[int, int, int, float, bool, float]] = []
+    for number, cells in read_cells(path):
+        line = parse(path, number, cells)
+        _check(path, line)
+        rows.append((line.example, line.label, line.prediction, line.radius, bool(line.correct), line.seconds))
     if not rows:
         raise InputError(f"{path}: need at least one row; got none")
     index, times = Counter(row[0] for row in rows).most_common(1)[0]
@@ -62,7 +74,28 @@ def read_log(path: str | Path) -> Published:
     return Published.of(path.stem, rows)
 
 
-def _parse(path: Path, number: int, cells: list[str]) -> tuple[int, int, int, float, bool, float]:
+def read_cells(path: Path) -> list[tuple[int, list[str]]]:
+    """The cells of each row, with the row's line number.
+
+    Raises:
+        InputError: the file is missing or no text, or the header differs.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = list(csv.reader(file, delimiter="\t"))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"cannot read the log {path}: {error}") from error
+    if not lines or lines[0] != COLUMNS:
+        raise InputError(f"{path}: need the header {COLUMNS}; got {lines[0] if lines else 'an empty file'}")
+    return list(enumerate(lines[1:], start=2))
+
+
+def parse(path: Path, number: int, cells: list[str]) -> Line:
+    """A row from its cells.
+
+    Raises:
+        InputError: a cell does not parse, or an id, a class or a time is out of range.
+    """
     try:
         example, label, prediction = (int(c) for c in cells[:3])
         radius, correct, seconds = float(cells[3]), int(cells[4]), _seconds(cells[5])
@@ -74,13 +107,17 @@ def _parse(path: Path, number: int, cells: list[str]) -> tuple[int, int, int, fl
             raise ValueError("a time that is negative or not finite")
     except (ValueError, IndexError) as error:
         raise InputError(f"{path}, line {number}: cannot read {cells!r} as {COLUMNS} ({error})") from error
+    return Line(number, example, label, prediction, radius, cells[3], correct, seconds)
+
+
+def _check(path: Path, line: Line) -> None:
+    where, correct = f"{path}, line {line.number}", line.correct
     if correct not in (0, 1):
-        raise InputError(f"{path}, line {number}: need `correct` 0 or 1; got {correct} (a running count, perhaps)")
-    if bool(correct) != (prediction == label):
-        raise InputError(f"{path}, line {number}: `correct` is {correct}, but label {label}, predict {prediction}")
-    if not 0 <= radius < float("inf") or (prediction == ABSTAIN and radius > 0):
-        raise InputError(f"{path}, line {number}: need a finite radius >= 0, and 0 on abstention; got {cells[3]}")
-    return example, label, prediction, radius, bool(correct), seconds
+        raise InputError(f"{where}: need `correct` 0 or 1; got {correct} (a running count, perhaps)")
+    if bool(correct) != (line.prediction == line.label):
+        raise InputError(f"{where}: `correct` is {correct}, but label {line.label}, predict {line.prediction}")
+    if not 0 <= line.radius < float("inf") or (line.prediction == ABSTAIN and line.radius > 0):
+        raise InputError(f"{where}: need a finite radius >= 0, and 0 on abstention; got {line.printed}")
 
 
 def export_log(results: Results, path: str | Path, *, digits: int = 3) -> None:

@@ -30,7 +30,6 @@ def environment(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         **{p: version(p) for p in packages},
         "device": name,
-        "threads": torch.get_num_threads(),
         "pid": os.getpid(),
     }
 
@@ -94,12 +93,13 @@ def run(
         "model": names[0],
         "model_sha256": model_digest(model),
         "data": names[1],
-        "data_sha256": tensor_digest(data.x, data.y),
+        "data_sha256": tensor_digest(data.x, data.y, data.id),
         "method": repr(method),
         "execution": repr(base.execution),
         "seed": seed,
         "torch": torch.__version__,
         "device": base.device.type,
+        "threads": torch.get_num_threads(),
     }
     root = Stream(seed)
     with Store(store, create=True) as file:

@@ -159,11 +159,13 @@ class Store:
 
     def _prepare(self, create: bool) -> None:
         with self._intact():
-            if create and not self._pragma("application_id") and not self._tables():
-                self._db.executescript(
-                    f"BEGIN IMMEDIATE; PRAGMA application_id = {_APPLICATION_ID};"
-                    f"PRAGMA user_version = {_SCHEMA_VERSION}; {_SCHEMA} COMMIT;"
-                )
+            if create:
+                with self._transaction():  # the lock comes before the look: of two processes one creates the tables
+                    if not self._pragma("application_id") and not self._tables():
+                        self._db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+                        self._db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+                        for statement in _SCHEMA.split(";"):
+                            self._db.execute(statement)
             self._db.execute("PRAGMA synchronous = FULL")
             problem = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
         if problem != "ok":

@@ -14,7 +14,7 @@ from torch.optim import SGD, Adam, Optimizer
 
 from certify import InputError, Stream
 from certify.campaign.progress import progress
-from certify.campaign.weights import CONFIG, load_weights
+from certify.campaign.weights import CONFIG, load_weights, tensor_digest
 from paper_repro.data import Data
 from paper_repro.models.checkpoint import WEIGHTS, save_checkpoint, save_tensors
 
@@ -148,7 +148,8 @@ def fit(
         "training": asdict(training),
         "seed": seed,
         "torch": torch.__version__,
-        "examples": len(data),
+        "device": next(model.parameters()).device.type,
+        "data_sha256": tensor_digest(data.x, data.y),
     }
     if _finished(out, settings):
         load_weights(model, out / WEIGHTS)

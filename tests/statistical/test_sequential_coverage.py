@@ -109,8 +109,8 @@ def test_drawing_w_again_is_caught() -> None:
 
 def test_sison_glaz_is_caught() -> None:
     """The interval of the founding paper fails near p = 1: its lower end exceeds p far more often than alpha."""
-    runs, n, p = 60, 100, 0.99
-    draws = np.random.default_rng(0).multinomial(n, [p, 0.005, 0.005], runs)
+    runs, n, p = 60, 100, 0.995
+    draws = np.random.default_rng(0).multinomial(n, [p, 0.0025, 0.0025], runs)
     sison = np.array([multinomial_proportions_confint(d, alpha=ALPHA, method="sison-glaz")[0, 0] for d in draws])
     assert is_refuted(int((sison > p).sum()), runs)
     exact = np.array([lower_confidence_bound(int(d[0]), n, ALPHA) for d in draws])

@@ -23,7 +23,7 @@ from certify.campaign import Results, Store, run
 from certify.campaign.runner import select
 from certify.campaign.weights import load_weights
 from paper_repro.data import Data, digits
-from paper_repro.training import GaussianAugmentation, Training, fit
+from paper_repro.training import NoiseAugmentation, Training, fit
 from tests.networks import digits_linear, digits_mlp
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +33,7 @@ NAMES = ("tests.networks:digits_mlp", "paper_repro.data:digits test")
 Row = tuple[int, int, float, tuple[int, ...]]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     """Networks this small only wait for a second thread; and counts may depend on how many threads there are."""
     threads = torch.get_num_threads()
@@ -47,7 +47,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network that was trained in noise: certificates of every kind, abstentions and errors among them."""
     training = Training(epochs=10, batch_size=64, lr=0.2)
     folder = tmp_path_factory.mktemp("trained")
-    return fit(digits_mlp(), digits("train"), GaussianAugmentation(0.25), training, seed=0, out=folder)
+    return fit(digits_mlp(), digits("train"), NoiseAugmentation(Gaussian(0.25)), training, seed=0, out=folder)
 
 
 @pytest.fixture

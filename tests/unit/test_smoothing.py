@@ -330,3 +330,8 @@ def test_certificate_survives_its_records() -> None:
 
 def test_subject_names_the_precision(images: torch.Tensor, network: nn.Module) -> None:
     assert subject(Gaussian(1.0), BaseClassifier(network, images[:1])) == "g(Gaussian(sigma=1.0))"
+
+
+def test_refuses_inputs_that_the_model_does_not_take(network: nn.Module) -> None:
+    with pytest.raises(InputError, match=r"the model does not take inputs of shape \(3, 9, 9\)"):
+        METHOD(network, torch.zeros(1, 3, 9, 9), rng=Stream(0))

@@ -89,7 +89,20 @@ def test_a_certificate_without_votes(path: Path) -> None:
         store.open_run(SETTINGS, PLACE).append(deterministic, [0, 1], [3, 3], 1.0)
         (read,) = store.results()
     assert read.certificate.counts is None
+    assert read.certificate.w is None
     assert read.certificate.guarantee == Deterministic()
+
+
+def test_the_draw_of_a_randomised_bound_is_kept(path: Path) -> None:
+    """Whoever checks the radius again needs the very number."""
+    made = certificate([0.25, 0.5])
+    draws = torch.tensor([1 / 3, 2.0**-53], dtype=torch.float64)
+    randomised = Certificate(**{f: getattr(made, f) for f in made.__slots__} | {"w": draws})
+    with Store(path, create=True) as store:
+        store.open_run(SETTINGS, PLACE).append(randomised, [0, 1], [3, 3], 1.0)
+        (read,) = store.results()
+    assert read.certificate.w is not None
+    assert read.certificate.w.tolist() == [1 / 3, 2.0**-53]
 
 
 def test_rows_are_ordered_by_example_however_they_were_written(path: Path) -> None:
@@ -268,8 +281,7 @@ def test_a_file_that_is_no_store_is_refused_and_left_alone(
 ) -> None:
     with Store(path, create=True) as store:
         run = store.open_run(SETTINGS, PLACE)
-        for first in range(0, 600, 6):  # some forty pages
-            run.append(certificate(RADII[:6]), range(first, first + 6), [3] * 6, 1.0)
+        run.append(certificate(RADII[:6] * 100), range(600), [3] * 600, 1.0)  # some twenty pages
     harm(path)
     before = path.read_bytes()
     with pytest.raises(InputError, match=message):
