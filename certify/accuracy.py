@@ -128,6 +128,8 @@ def accuracy_of_scores(
 
 def _check(score: FloatArray, alpha: float, rho: float) -> None:
     check_alpha(rho, "rho")
+    if rho > 0.5:  # beyond, Massart's constant in the one-sided inequality is not proved
+        raise InputError(f"need rho <= 0.5 for a band; got {rho!r}")
     if not 0 <= alpha < 1:
         raise InputError(f"need 0 <= alpha < 1; got {alpha!r}")
     if len(score) == 0:

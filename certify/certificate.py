@@ -41,8 +41,8 @@ class Certificate:
     """Lower bounds on the robust radius of `subject` at n examples.
 
     Proves: For every example i with prediction[i] != ABSTAIN, `subject` predicts prediction[i] everywhere in the
-    closed ball of radius[i] in `norm` around the example, in the units of the input; with the probability that
-    `guarantee` states, per example. The true label plays no part.
+    closed ball of radius[i] in `norm` around the example, in the units of the input, as far as `region` goes; with the
+    probability that `guarantee` states, per example. The true label plays no part.
 
     Attributes:
         prediction: (n,) int64; ABSTAIN = -1.
@@ -54,7 +54,8 @@ class Certificate:
         samples: (n,) int64, noisy copies classified per example; 0 where nothing was sampled.
         counts: (n, classes) int64 votes behind the bound, or None.
         w: (n,) float64, the one uniform draw behind each randomised bound, or None.
-        region: "ball" for the whole ball, "box" for its intersection with the input box.
+        region: "ball" for the whole ball, "box" for its intersection with the input box, "lattice" for those of its
+            points that lie on the inputs' lattice in the box.
         arithmetic: The arithmetic in which the statement holds.
     """
 

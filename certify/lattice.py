@@ -28,7 +28,7 @@ TOLERANCE = 2.0**-22
 _MOST_LEVELS = 65_535
 _UNIFORM_BITS = 63
 _BUCKET_BITS = 16
-_CHUNK = 1 << 17
+_CHUNK = 1 << 16
 # scipy's ndtr, argument rounding included, down to the cut where it drops below 2**-62: the tests compare with mpmath.
 _NDTR_ERROR = 2.0**-46
 
@@ -133,7 +133,7 @@ class RoundedGaussian:
 
     @property
     def deviation(self) -> float:
-        """The standard deviation in steps of the lattice."""
+        """The standard deviation in lattice steps; it rounds by 2**-53 of itself, which GUARD in radii covers."""
         return self.sigma * self.levels
 
     @property
@@ -234,5 +234,6 @@ class RoundedGaussian:
         return place
 
     def _look_up(self, out: Tensor, v: Tensor, place: Tensor) -> None:
+        """Overwrite `out` with the floats of v + noise; `place`, which is noise + reach, is used up."""
         floats = _tables(self.deviation, self.reach, self.levels, out.device).floats
-        torch.index_select(floats, 0, (place + v).reshape(-1), out=out.view(-1))
+        torch.index_select(floats, 0, place.add_(v).reshape(-1), out=out.view(-1))

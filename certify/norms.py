@@ -46,8 +46,9 @@ def convert(certificate: Certificate, norm: Norm, dimension: int) -> Certificate
     if norm == "L0" and source in ("L1", "L2"):
         power = 1 if source == "L1" else 2
         radius = torch.floor(certificate.radius**power * (1 - GUARD))
+        region = "box" if certificate.region == "ball" else certificate.region
         step = f"{source} to L0 for inputs in [0, 1]: floor(r^{power}) coordinates"
-        return replace(certificate, radius=radius, norm=norm, region="box", method=Converted(certificate.method, step))
+        return replace(certificate, radius=radius, norm=norm, region=region, method=Converted(certificate.method, step))
     if source not in _EXPONENT or norm not in _EXPONENT:
         raise InputError(f"no conversion from {source} to {norm}")
     # ||d||_1 <= sqrt(d) ||d||_2 <= d ||d||_inf; towards a larger norm's ball the radius stays.

@@ -11,7 +11,7 @@ from certify.errors import InputError
 from certify.rng import Stream
 from certify.threat import Norm, Threat
 
-# A perturbation is projected in float32; what it may exceed its budget by, relatively.
+# What a perturbation may exceed its budget by, relatively; what rounding x + delta adds to that is computed.
 SLACK = 1e-6
 
 
@@ -98,14 +98,19 @@ class Queries:
 
         Args:
             z: (live, ...) perturbed inputs, one per live example.
-            live: Indices of the examples they belong to.
+            live: Indices of the examples they belong to; one example may have several inputs.
 
         Returns: (live, classes) logits; they carry a gradient if z does.
+
+        Raises:
+            InputError: a logit is NaN or infinite.
         """
         live = self._all() if live is None else live
         logits = self.model(z)
-        self.forwards[live.cpu()] += 1
-        self._keep(z.detach(), logits.detach(), live)
+        self.forwards.index_add_(0, live.cpu(), torch.ones_like(live.cpu()))
+        if not bool(torch.isfinite(logits).all()):
+            raise InputError("the model gave NaN or infinite logits; which class they stand for is undefined")
+        self.keep(z.detach(), logits.detach().argmax(1) != self.y[live], live)
         return logits
 
     def gradient(
@@ -126,24 +131,41 @@ class Queries:
             logits = self.logits(z, live)
             value = objective(logits, self.y[live])
             (gradient,) = torch.autograd.grad(value.sum(), z)
-        self.backwards[live.cpu()] += 1
+        self.backwards.index_add_(0, live.cpu(), torch.ones_like(live.cpu()))
         return gradient, value.detach(), logits.detach()
 
     def _all(self) -> Tensor:
         return torch.arange(self.x.shape[0], device=self.x.device)
 
-    def _keep(self, z: Tensor, logits: Tensor, live: Tensor) -> None:
-        """Keep z where it is misclassified, inside ball and box, and nearer than what was kept before."""
-        distance = norm_of(z - self.x[live], self.threat.norm)
-        allowed = distance <= self.threat.eps * (1 + SLACK)
+    def keep(self, z: Tensor, wrong: Tensor, live: Tensor) -> None:
+        """Keep z where it is wrong, inside ball and box, and nearer than what was kept before.
+
+        Args:
+            z: (live, ...).
+            wrong: (live,) bool, whether each is misclassified.
+            live: Indices of the examples they belong to.
+        """
+        if not bool(wrong.any()):
+            return
+        z, live = z[wrong], live[wrong]
+        norm, eps = self.threat.norm, self.threat.eps
+        distance = norm_of(z.double() - self.x[live].double(), norm)
+        # z is x + delta rounded to its own precision: at eps = 2 / 255 alone that exceeds SLACK.
+        allowed = distance <= eps * (1 + SLACK) + torch.finfo(z.dtype).eps * norm_of(z, norm)
         if self.threat.box is not None:
             inside = (z >= self.threat.box[0]) & (z <= self.threat.box[1])
             allowed &= inside.flatten(1).all(1)
-        wrong = logits.argmax(1) != self.y[live]
-        better = (wrong & allowed).cpu() & (distance.cpu() < self.distance[live.cpu()])
-        chosen = live[better.to(live.device)]
-        self.best[chosen] = z[better.to(z.device)].to(self.best.dtype)
-        self.distance[chosen.cpu()] = distance.cpu()[better]
+        better = allowed.cpu() & (distance.cpu() < self.distance[live.cpu()])
+        rows = better.nonzero()[:, 0]
+        if rows.numel() == 0:
+            return
+        # The nearest of each example's: by distance, then stably by example, then the first of each run.
+        rows = rows[distance.cpu()[rows].argsort(stable=True)]
+        rows = rows[live.cpu()[rows].argsort(stable=True)]
+        owner = live.cpu()[rows]
+        rows = rows[torch.cat([torch.ones(1, dtype=torch.bool), owner[1:] != owner[:-1]])]
+        self.best[live[rows.to(live.device)]] = z[rows.to(z.device)].to(self.best.dtype)
+        self.distance[live.cpu()[rows]] = distance.cpu()[rows]
 
     @property
     def success(self) -> Tensor:

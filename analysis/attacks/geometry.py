@@ -5,7 +5,7 @@ from torch import Tensor
 
 from analysis.attacks.attacked import norm_of
 from certify.errors import InputError
-from certify.threat import Threat
+from certify.threat import Norm, Threat
 
 _TINY = 1e-12
 
@@ -15,8 +15,17 @@ def _shape(values: Tensor, like: Tensor) -> Tensor:
     return values.to(like.dtype).view(-1, *[1] * (like.ndim - 1))
 
 
-def simplex_projection(flat: Tensor, radius: float) -> Tensor:
-    """Project rows of absolute values (n, d) onto {v >= 0, sum v <= radius}. Source: Duchi et al. (2008)."""
+def unit(v: Tensor, norm: Norm) -> Tensor:
+    """(n, ...) scaled to norm 1 each, however small it is; zero stays zero."""
+    length = norm_of(v, norm)
+    return (v.double() / _shape(torch.where(length > 0, length, 1.0), v.double())).to(v.dtype)
+
+
+def simplex_projection(flat: Tensor, radius: float | Tensor) -> Tensor:
+    """Project rows of absolute values (n, d) onto {v >= 0, sum v <= radius}; radius may be (n, 1).
+
+    Source: Duchi et al. (2008).
+    """
     ranked = flat.sort(1, descending=True).values
     excess = ranked.cumsum(1) - radius
     index = torch.arange(1, flat.shape[1] + 1, device=flat.device, dtype=flat.dtype)
@@ -25,22 +34,33 @@ def simplex_projection(flat: Tensor, radius: float) -> Tensor:
     return torch.where(flat.sum(1, keepdim=True) <= radius, flat, (flat - shift).clamp_min(0))
 
 
+def reach(x: Tensor, threat: Threat) -> tuple[Tensor, Tensor]:
+    """The lowest and highest values of each coordinate in the Linf ball around x and the box.
+
+    x - eps and x + eps, rounded towards x, so that no point between them is farther than eps.
+    """
+    low, high = x - threat.eps, x + threat.eps
+    low = torch.where(x - low > threat.eps, torch.nextafter(low, x), low)
+    high = torch.where(high - x > threat.eps, torch.nextafter(high, x), high)
+    return into_box(low, threat), into_box(high, threat)
+
+
 def project(z: Tensor, x: Tensor, threat: Threat) -> Tensor:
     """Bring z into the ball around x and into the box.
 
     For Linf this is the nearest such point. For L2 and L1 the ball comes first and the box after, which only moves
     towards x and so stays in the ball; the point need not be the nearest one.
     """
+    if threat.norm == "Linf":
+        return z.clamp(*reach(x, threat))
     delta = z - x
     match threat.norm:
-        case "Linf":
-            delta = delta.clamp(-threat.eps, threat.eps)
         case "L2":
             length = _shape(norm_of(delta, "L2"), delta)
             delta = delta * (threat.eps / length.clamp_min(_TINY)).clamp_max(1.0)
         case "L1":
-            flat = delta.flatten(1)
-            delta = (simplex_projection(flat.abs(), threat.eps) * flat.sign()).view_as(delta)
+            flat = delta.flatten(1).double()  # float32 sums of many coordinates would land outside
+            delta = (simplex_projection(flat.abs(), threat.eps) * flat.sign()).to(delta.dtype).view_as(delta)
         case _:
             raise InputError(f"no projection onto a ball in {threat.norm}")
     return into_box(x + delta, threat)
@@ -72,7 +92,7 @@ def steepest(gradient: Tensor, threat: Threat, share: float = 0.01) -> Tensor:
         case "Linf":
             return gradient.sign()
         case "L2":
-            return gradient / _shape(norm_of(gradient, "L2"), gradient).clamp_min(_TINY)
+            return unit(gradient, "L2")
         case "L1":
             flat = gradient.flatten(1)
             k = max(1, round(share * flat.shape[1]))

@@ -2,9 +2,9 @@
 
 import sys
 
-from tests.benchmarks import samples, votes, wallclock
+from tests.benchmarks import attacks, samples, votes, wallclock
 
-BENCHMARKS = {"votes": votes.main, "samples": samples.main, "wallclock": wallclock.main}
+BENCHMARKS = {"votes": votes.main, "samples": samples.main, "wallclock": wallclock.main, "attacks": attacks.main}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or BENCHMARKS:
