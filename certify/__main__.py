@@ -22,6 +22,7 @@ from certify.campaign.tables import (
 )
 from certify.campaign.weights import load_weights, resolve
 from certify.errors import InputError
+from certify.lattice import RoundedGaussian
 from certify.noise import Gaussian, Laplace, Noise, Uniform
 from certify.renyi import RenyiSmoothing
 from certify.smoothing import Smoothing
@@ -32,10 +33,15 @@ app = make_app(__doc__)
 NOISES = {"gaussian": Gaussian, "laplace": Laplace, "uniform": Uniform}
 
 
-def make_noise(name: str, scale: float) -> Noise:
-    """The noise of that name, at that scale."""
+ROUNDED = "rounded_gaussian"
+
+
+def make_noise(name: str, scale: float, dimension: int) -> Noise:
+    """The noise of that name, at that scale, for inputs of so many numbers."""
+    if name == ROUNDED:
+        return RoundedGaussian(scale, dimension)
     if name not in NOISES:
-        raise InputError(f"need a noise among {', '.join(NOISES)}; got {name!r}")
+        raise InputError(f"need a noise among {', '.join([*NOISES, ROUNDED])}; got {name!r}")
     return NOISES[name](scale)
 
 
@@ -80,7 +86,9 @@ def run(
     data: Annotated[str, typer.Option(help="package.module:callable, (split) -> Data")],
     scale: Annotated[float, typer.Option(help="scale of the noise, in input units (sigma for gaussian)")],
     store: Annotated[Path, typer.Option(help="SQLite file; an existing one is resumed")],
-    noise: Annotated[str, typer.Option(help="gaussian (L2), laplace (L1) or uniform (L1)")] = "gaussian",
+    noise: Annotated[
+        str, typer.Option(help="gaussian (L2), rounded_gaussian (L2, 8-bit images), laplace (L1), uniform (L1)")
+    ] = "gaussian",
     method: Annotated[
         MethodName, typer.Option(help="fixed n, or as many votes as needed up to n, or split: L1 without chance")
     ] = "fixed",
@@ -101,14 +109,16 @@ def run(
     add: Annotated[bool, typer.Option(help="allow a second run beside the one in the store")] = False,
 ) -> None:
     """Certify a data set by randomized smoothing, into a store that survives interruption."""
-    certifier = make_method(method, make_noise(noise, scale), scale, n0, n, alpha, runner_up, radii, tolerance)
+    examples = resolve(data)(split=split)
+    smoothing = make_noise(noise, scale, examples.x[0].numel())
+    certifier = make_method(method, smoothing, scale, n0, n, alpha, runner_up, radii, tolerance)
     execution = Execution(precision=precision, compiled=compile_model, rows=rows)
     network = load_weights(resolve(model)(), weights).to(parse_device(device))
     results = run_campaign(
         store,
         certifier,
         network,
-        resolve(data)(split=split),
+        examples,
         names=(model, f"{data} {split}"),
         indices=indices,
         seed=seed,
