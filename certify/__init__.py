@@ -4,6 +4,7 @@ from certify.ablation import Ablation
 from certify.accuracy import average_certified_radius, certified_accuracy
 from certify.adaptive import AdaptiveSmoothing, ToleranceSmoothing
 from certify.binomial import lower_confidence_bound, upper_confidence_bound
+from certify.bracket import Bracket, bracket
 from certify.certificate import ABSTAIN, Certificate, Deterministic, Guarantee, PerExample
 from certify.comparison import compare_paired
 from certify.errors import Contradiction, InputError, UnsupportedModule
@@ -31,6 +32,7 @@ __all__ = [
     "Ablation",
     "AdaptiveSmoothing",
     "BaseClassifier",
+    "Bracket",
     "Certificate",
     "Contradiction",
     "CubeExponential",
@@ -58,6 +60,7 @@ __all__ = [
     "UniformLinf",
     "UnsupportedModule",
     "average_certified_radius",
+    "bracket",
     "certified_accuracy",
     "compare_paired",
     "convert",
