@@ -7,7 +7,7 @@ import typer
 
 from certify.adaptive import AdaptiveSmoothing, ToleranceSmoothing
 from certify.campaign.audit import audit_log, describe
-from certify.campaign.cli import make_app, parse_device, parse_radii, start
+from certify.campaign.cli import make_app, make_noise, parse_device, parse_radii, start
 from certify.campaign.logs import export_log, read_log
 from certify.campaign.runner import Method
 from certify.campaign.runner import run as run_campaign
@@ -22,29 +22,13 @@ from certify.campaign.tables import (
 )
 from certify.campaign.weights import load_weights, resolve
 from certify.errors import InputError
-from certify.lattice import RoundedGaussian
-from certify.noise import Gaussian, Laplace, Noise, Uniform
+from certify.noise import Gaussian, Noise
 from certify.renyi import RenyiSmoothing
 from certify.smoothing import Smoothing
 from certify.splitnoise import SplitNoise
 from certify.voting import Execution, Precision
 
 app = make_app(__doc__)
-NOISES = {"gaussian": Gaussian, "laplace": Laplace, "uniform": Uniform}
-
-
-ROUNDED = "rounded_gaussian"
-
-
-def make_noise(name: str, scale: float, dimension: int) -> Noise:
-    """The noise of that name, at that scale, for inputs of so many numbers."""
-    if name == ROUNDED:
-        return RoundedGaussian(scale, dimension)
-    if name not in NOISES:
-        raise InputError(f"need a noise among {', '.join([*NOISES, ROUNDED])}; got {name!r}")
-    return NOISES[name](scale)
-
-
 MethodName = Literal["fixed", "randomized", "adaptive", "tolerance", "renyi", "split"]
 _BATCH = {"adaptive": 64, "tolerance": 64}  # examples leave a sequential batch one by one; a large one stays full
 _FIXED_BATCH = 8

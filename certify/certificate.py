@@ -1,7 +1,7 @@
 """A proved lower bound on the robust radius, and what it was proved about."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -87,6 +87,11 @@ class Certificate:
 
     def __len__(self) -> int:
         return self.prediction.shape[0]
+
+    def first(self, count: int) -> "Certificate":
+        """The certificate of the first `count` examples alone."""
+        parts = {name: getattr(self, name) for name in ("prediction", "radius", "samples", "counts", "w")}
+        return replace(self, **{name: None if part is None else part[:count] for name, part in parts.items()})
 
     def records(self) -> list[dict[str, Any]]:
         """One plain dictionary per example: what a store keeps."""

@@ -4,6 +4,8 @@ import torch
 import typer
 
 from certify.errors import InputError
+from certify.lattice import RoundedGaussian
+from certify.noise import Gaussian, Laplace, Noise, Uniform
 
 
 def make_app(text: str | None) -> typer.Typer:
@@ -44,3 +46,18 @@ def parse_radii(text: str) -> list[float]:
         return [float(r) for r in text.split(",")]
     except ValueError:
         raise InputError(f"need comma-separated radii, such as 0,0.25,0.5; got {text!r}") from None
+
+
+NOISES = {"gaussian": Gaussian, "laplace": Laplace, "uniform": Uniform}
+
+
+ROUNDED = "rounded_gaussian"
+
+
+def make_noise(name: str, scale: float, dimension: int) -> Noise:
+    """The noise of that name, at that scale, for inputs of so many numbers."""
+    if name == ROUNDED:
+        return RoundedGaussian(scale, dimension)
+    if name not in NOISES:
+        raise InputError(f"need a noise among {', '.join([*NOISES, ROUNDED])}; got {name!r}")
+    return NOISES[name](scale)
