@@ -46,7 +46,7 @@ def main() -> None:
         print("torch.compile does not work here; 'compiled' is eager")
 
     def bare(base: BaseClassifier) -> None:
-        # Noisy ones, drawn once: on copies of one image branches are predicted perfectly, and pooling runs twice as fast.
+        # Noisy ones, drawn once: on copies of one image every branch of the pooling is predicted, and it runs faster.
         inputs = x + SIGMA * torch.randn(base.execution.rows, 1, 28, 28)
         for _ in range(VOTES // base.execution.rows):
             base.logits(inputs)
