@@ -29,7 +29,7 @@ from certify import (
     UniformBall,
     UniformLinf,
 )
-from certify.__main__ import make_noise
+from certify.campaign.cli import make_noise
 from certify.noise import Noise, symmetric_uniform
 from certify.noise_radial import gamma_ratio
 from paper_repro.__main__ import make_method
@@ -462,7 +462,7 @@ def test_gaussian_noise_is_still_torchs_own() -> None:
 
 @pytest.mark.parametrize(("name", "noise"), [("gaussian", Gaussian), ("laplace", Laplace), ("uniform", Uniform)])
 def test_commands_know_the_noises_of_one_scale(name: str, noise: Callable[[float], Noise]) -> None:
-    assert make_noise(name, 0.3) == noise(0.3)
+    assert make_noise(name, 0.3, 784) == noise(0.3)
     assert make_method(name, 0.3) == NoiseAugmentation(noise(0.3))
 
 
