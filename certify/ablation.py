@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from certify.errors import InputError
-from certify.threat import Norm
+from certify.threat import Norm, Region
 
 NULL = -1.0
 """What stands for a pixel that is not shown; outside [0, 1]. `certify.layers.AblationEncoding` tells it from grey."""
@@ -39,6 +39,7 @@ class Ablation:
     pixels: int
     norm: ClassVar[Norm] = "L0"
     arithmetic: ClassVar[str] = "integers and fractions; exact up to the classifier's determinism"
+    region: ClassVar[Region] = "ball"
 
     def __post_init__(self) -> None:
         whole = all(isinstance(v, int) and not isinstance(v, bool) for v in (self.keep, self.pixels))

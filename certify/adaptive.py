@@ -15,7 +15,7 @@ from certify.confseq import FloatArray, kt_bounds, threshold_test
 from certify.errors import InputError
 from certify.noise import Noise
 from certify.rng import Stream
-from certify.smoothing import check_votes, region, subject
+from certify.smoothing import check_votes, subject
 from certify.threat import Box, check_box
 from certify.voting import BaseClassifier, check_inputs, count_votes, label_streams, leaders
 
@@ -285,6 +285,6 @@ def certify_sequentially(
         method=method,
         samples=torch.from_numpy(drawn) + method.n0,
         counts=counts,
-        region=region(method.noise),
+        region=method.noise.region,
         arithmetic=method.noise.arithmetic,
     )

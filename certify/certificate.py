@@ -9,7 +9,7 @@ from torch import Tensor
 
 from certify.binomial import check_alpha
 from certify.errors import InputError
-from certify.threat import Norm
+from certify.threat import Norm, Region
 
 ABSTAIN = -1
 """The prediction of a certifier that could not decide. It counts as an error and carries radius 0."""
@@ -68,7 +68,7 @@ class Certificate:
     samples: Tensor
     counts: Tensor | None = None
     w: Tensor | None = None
-    region: str = "ball"
+    region: Region = "ball"
     arithmetic: str = "real-valued noise; classifier in floating point"
 
     def __post_init__(self) -> None:

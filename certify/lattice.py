@@ -19,9 +19,9 @@ from torch import Tensor
 
 from certify.errors import InputError
 from certify.noise import Gaussian
-from certify.threat import Norm
+from certify.threat import Norm, Region
 
-LATTICE = "lattice"
+LATTICE: Region = "lattice"
 """The region of a certificate that speaks of perturbed inputs on the lattice alone."""
 TOLERANCE = 2.0**-22
 """How far from the lattice a float32 may lie that stands for one of its points: a few units in the last place."""
@@ -122,6 +122,7 @@ class RoundedGaussian:
     tail: float = 8.0
     norm: ClassVar[Norm] = "L2"
     arithmetic: ClassVar[str] = "integer noise on the lattice of the inputs; exact up to the classifier's determinism"
+    region: ClassVar[Region] = LATTICE
 
     def __post_init__(self) -> None:
         Gaussian(self.sigma)  # one rule for sigma

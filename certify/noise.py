@@ -28,7 +28,7 @@ from torch import Tensor
 
 from certify.binomial import GUARD
 from certify.errors import InputError
-from certify.threat import Norm
+from certify.threat import Norm, Region
 
 REAL = "real-valued noise; classifier in floating point"
 """The arithmetic in which the theorems are stated. That floats are not reals is ignored, as is usual."""
@@ -39,6 +39,7 @@ class Noise(Protocol):
 
     norm: ClassVar[Norm]
     arithmetic: ClassVar[str]
+    region: ClassVar[Region]
 
     def perturb(self, out: Tensor, x: Tensor, generator: torch.Generator) -> None:
         """Overwrite a contiguous (draws, ...) tensor with independent noisy copies of x, which broadcasts to it."""
@@ -129,6 +130,7 @@ class Gaussian:
     sigma: float
     norm: ClassVar[Norm] = "L2"
     arithmetic: ClassVar[str] = REAL
+    region: ClassVar[Region] = "ball"
 
     def __post_init__(self) -> None:
         check_scale("sigma", self.sigma)
@@ -174,6 +176,7 @@ class Laplace:
     scale: float
     norm: ClassVar[Norm] = "L1"
     arithmetic: ClassVar[str] = REAL
+    region: ClassVar[Region] = "ball"
 
     def __post_init__(self) -> None:
         check_scale("scale", self.scale)
@@ -227,6 +230,7 @@ class Uniform:
     scale: float
     norm: ClassVar[Norm] = "L1"
     arithmetic: ClassVar[str] = REAL
+    region: ClassVar[Region] = "ball"
 
     def __post_init__(self) -> None:
         check_scale("scale", self.scale)
@@ -274,6 +278,7 @@ class ExponentialPower:
     power: float
     norm: ClassVar[Norm] = "L1"
     arithmetic: ClassVar[str] = REAL
+    region: ClassVar[Region] = "ball"
 
     def __post_init__(self) -> None:
         check_scale("scale", self.scale)

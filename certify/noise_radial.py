@@ -27,7 +27,7 @@ from certify.noise import (
     two_class_radius,
     variation_radius,
 )
-from certify.threat import Norm
+from certify.threat import Norm, Region
 
 
 def check_dimension(value: int, least: int) -> None:
@@ -100,6 +100,7 @@ class UniformLinf:
     dimension: int
     norm: ClassVar[Norm] = "Linf"
     arithmetic: ClassVar[str] = REAL
+    region: ClassVar[Region] = "ball"
 
     def __post_init__(self) -> None:
         check_scale("scale", self.scale)
@@ -151,6 +152,7 @@ class UniformBall:
     dimension: int
     norm: ClassVar[Norm] = "L2"
     arithmetic: ClassVar[str] = REAL
+    region: ClassVar[Region] = "ball"
 
     def __post_init__(self) -> None:
         check_scale("scale", self.scale)
@@ -206,6 +208,7 @@ class ExponentialL2:
     dimension: int
     norm: ClassVar[Norm] = "L2"
     arithmetic: ClassVar[str] = REAL
+    region: ClassVar[Region] = "ball"
 
     def __post_init__(self) -> None:
         check_scale("scale", self.scale)
@@ -276,6 +279,7 @@ class ExponentialLinf:
     dimension: int
     norm: ClassVar[Norm] = "Linf"
     arithmetic: ClassVar[str] = REAL
+    region: ClassVar[Region] = "ball"
 
     def __post_init__(self) -> None:
         check_scale("scale", self.scale)
@@ -336,6 +340,7 @@ class CubeExponential:
     pole: float = 0.0
     norm: ClassVar[Norm] = "L1"
     arithmetic: ClassVar[str] = REAL
+    region: ClassVar[Region] = "ball"
 
     def __post_init__(self) -> None:
         check_scale("scale", self.scale)
@@ -400,6 +405,7 @@ class CubePowerLaw:
     power: float
     norm: ClassVar[Norm] = "L1"
     arithmetic: ClassVar[str] = REAL
+    region: ClassVar[Region] = "ball"
 
     def __post_init__(self) -> None:
         check_scale("scale", self.scale)

@@ -16,7 +16,6 @@ from certify.binomial import (
 )
 from certify.certificate import ABSTAIN, Certificate, PerExample
 from certify.errors import InputError
-from certify.lattice import LATTICE, RoundedGaussian
 from certify.noise import Noise
 from certify.rng import Stream
 from certify.threat import Box, check_box
@@ -114,7 +113,7 @@ class Smoothing:
             samples=torch.full_like(chosen, self.n0 + self.n),
             counts=counts,
             w=w,
-            region=region(self.noise),
+            region=self.noise.region,
             arithmetic=self.noise.arithmetic,
         )
 
@@ -185,8 +184,3 @@ class Smoothing:
 def subject(noise: object, base: BaseClassifier) -> str:
     """The name of the smoothed classifier in certificates and stores."""
     return f"g({noise!r})" if base.name == "f" else f"g({noise!r}; {base.name})"
-
-
-def region(noise: Noise) -> str:
-    """Where a certificate under this noise holds: "lattice" under integer noise, "ball" under any other."""
-    return LATTICE if isinstance(noise, RoundedGaussian) else "ball"

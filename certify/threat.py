@@ -9,6 +9,9 @@ from certify.errors import InputError
 Norm = Literal["L0", "L1", "L2", "Linf"]
 Box = tuple[float, float] | None
 
+Region = Literal["ball", "box", "lattice"]
+"""What part of the ball a certificate speaks of: all of it, its part in the input box, or its points on the lattice."""
+
 NORMS: tuple[str, ...] = get_args(Norm)
 
 
