@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from certify.campaign.tables import Format, Row, read_source, render, rows_of
+from certify.campaign.tables import Format, Row, read_source, render, row_of
 from figures.page import write
 
 _POINTS = 400
@@ -23,18 +23,16 @@ def certified_accuracy(sources: Sequence[Path], out: Path, radii: Sequence[float
 
     Returns: The files.
     """
-    grid = np.linspace(0, max(_largest(sources) * 1.02, 1e-9), _POINTS)
-    curves = rows_of(sources, list(grid), rho=rho)
-    rows = rows_of(sources, radii, rho=rho)
+    items = [item for source in sources for item in read_source(source)]
+    largest = max(float(np.max(item.scores(), initial=0.0)) for item in items)
+    grid = np.linspace(0, max(largest * 1.02, 1e-9), _POINTS).tolist()
+    curves = [row_of(item, grid, rho=rho) for item in items]
+    rows = [row_of(item, radii, rho=rho) for item in items]
 
     def table(form: Format) -> str:
         return render(rows, form)
 
     return write("certified_accuracy", out, lambda figure: _draw(figure, curves), table)
-
-
-def _largest(sources: Sequence[Path]) -> float:
-    return max(float(np.max(item.scores(), initial=0.0)) for source in sources for item in read_source(source))
 
 
 def _draw(figure: Figure, curves: Sequence[Row]) -> None:

@@ -75,22 +75,24 @@ def rows_of(
     Raises:
         InputError: a source or a value is wrong.
     """
-    rows: list[Row] = []
-    for source in sources:
-        for item in read_source(source):
-            score = item.scores()
-            if isinstance(item, Published):
-                alpha, norm, votes = log_alpha, "as published", ""
-            else:
-                header = item.certificate.header()
-                alpha, norm = header["alpha"] or 0.0, header["norm"]
-                votes = f"{item.certificate.samples.double().mean():.0f}"
-            accuracy = accuracy_of_scores(score, radii, alpha=alpha, rho=rho)
-            average = average_of_scores(score, alpha=alpha, rho=rho)
-            examples = frozenset(item.example.tolist())
-            proved = not isinstance(item, Published)
-            rows.append(Row(item.name, votes, accuracy, average.value, average.se, norm, proved, examples))
-    return rows
+    items = [item for source in sources for item in read_source(source)]
+    return [row_of(item, radii, rho=rho, log_alpha=log_alpha) for item in items]
+
+
+def row_of(item: Results | Published, radii: Sequence[float], *, rho: float = 0.05, log_alpha: float = 0.001) -> Row:
+    """The row of one run or log; see `rows_of`."""
+    score = item.scores()
+    if isinstance(item, Published):
+        alpha, norm, votes = log_alpha, "as published", ""
+    else:
+        header = item.certificate.header()
+        alpha, norm = header["alpha"] or 0.0, header["norm"]
+        votes = f"{item.certificate.samples.double().mean():.0f}"
+    accuracy = accuracy_of_scores(score, radii, alpha=alpha, rho=rho)
+    average = average_of_scores(score, alpha=alpha, rho=rho)
+    examples = frozenset(item.example.tolist())
+    proved = not isinstance(item, Published)
+    return Row(item.name, votes, accuracy, average.value, average.se, norm, proved, examples)
 
 
 def note_on_examples(rows: Sequence[Row]) -> str | None:
