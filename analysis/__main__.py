@@ -45,10 +45,10 @@ def attack(
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
 ) -> None:
     """Robust accuracy under a ladder of attacks, each on the survivors of the ones before."""
-    network = load_weights(resolve(model)(), weights).to(parse_device(device))
+    where = parse_device(device)
+    network = load_weights(resolve(model)(), weights).to(where)
     x, y, _ = select(resolve(data)(split=split), indices)
     attacks = ladder(norm, steps, restarts, images=x.ndim == 4)
-    where = parse_device(device)
     result = evaluate(network, x.to(where), y.to(where), attacks, threat=Threat(norm, eps), rng=Stream(seed))
     typer.echo(str(result))
 

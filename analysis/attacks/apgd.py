@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from analysis.attacks.attacked import Attacked, Queries
 from analysis.attacks.geometry import project, reach, steepest
 from analysis.attacks.losses import LossName, loss_named, targeted_dlr
+from certify.binomial import check_alpha
 from certify.errors import InputError
 from certify.rng import Stream
+from certify.smoothing import check_votes
 from certify.threat import Threat
 
 Objective = Callable[[Tensor, Tensor], Tensor]
@@ -46,14 +48,6 @@ def checkpoints(steps: int) -> list[int]:
 def _check_threat(threat: Threat) -> None:
     if threat.norm not in ("Linf", "L2"):
         raise InputError(f"need a threat in Linf or L2 for APGD, and FMN for L1; got {threat.norm}")
-
-
-def _check_fields(rho: float, **counts: int) -> None:
-    for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise InputError(f"need an integer {name} >= 1; got {count!r}")
-    if not 0 < rho < 1:
-        raise InputError(f"need 0 < rho < 1; got {rho!r}")
 
 
 def _start(queries: Queries, live: Tensor, rng: Stream) -> Tensor:
@@ -170,7 +164,9 @@ class APGD:
     rho: float = 0.75
 
     def __post_init__(self) -> None:
-        _check_fields(self.rho, steps=self.steps, restarts=self.restarts)
+        check_votes("steps", self.steps)
+        check_votes("restarts", self.restarts)
+        check_alpha(self.rho, "rho")
         loss_named(self.loss)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, threat: Threat, rng: Stream) -> Attacked:
@@ -224,7 +220,10 @@ class TargetedAPGD:
     rho: float = 0.75
 
     def __post_init__(self) -> None:
-        _check_fields(self.rho, targets=self.targets, steps=self.steps, restarts=self.restarts)
+        check_votes("targets", self.targets)
+        check_votes("steps", self.steps)
+        check_votes("restarts", self.restarts)
+        check_alpha(self.rho, "rho")
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, threat: Threat, rng: Stream) -> Attacked:
         """Look for misclassified inputs within the threat; any wrong class counts.

@@ -15,6 +15,7 @@ from analysis.attacks.geometry import into_box, reach
 from analysis.attacks.losses import margin
 from certify.errors import InputError
 from certify.rng import Stream
+from certify.smoothing import check_votes
 from certify.threat import Threat
 
 # Of 10,000 iterations, those after which the share of pixels that a patch covers halves.
@@ -179,8 +180,7 @@ class Square:
     p: float = 0.8
 
     def __post_init__(self) -> None:
-        if isinstance(self.queries, bool) or not isinstance(self.queries, int) or self.queries < 1:
-            raise InputError(f"need an integer queries >= 1; got {self.queries!r}")
+        check_votes("queries", self.queries)
         if not 0 < self.p <= 1:
             raise InputError(f"need 0 < p <= 1; got {self.p!r}")
 
