@@ -1,9 +1,13 @@
 """Fixtures for every test."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+
+from paper_repro.data import Data, mnist
 
 # Tiny networks on two busy threads wait for each other; pytest's own workers use the cores better.
 torch.set_num_threads(1)
@@ -17,3 +21,15 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs ../shared, the published logs, data and networks, which is not part of the repository")
     return SHARED
+
+
+@cache
+def _mnist_test() -> Data:
+    return mnist("test")
+
+
+@pytest.fixture
+def images(shared: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor]:
+    """The 10,000 MNIST test images and labels, from the official files."""
+    monkeypatch.setenv("ROBUST_RADIUS_DATA", str(shared / "data"))
+    return _mnist_test().x, _mnist_test().y

@@ -5,7 +5,6 @@ mean over random starts, fixed in advance, because one example decides between t
 """
 
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,10 +13,9 @@ from torch import Tensor, nn
 
 from analysis.attacks.apgd import APGD, TargetedAPGD
 from certify import Stream, Threat
-from certify.campaign.weights import load_weights
 from certify.threat import Norm
-from paper_repro.data import Data, mnist
-from paper_repro.models import import_pickle, mlp, wong_kolter
+from paper_repro.models import mlp, wong_kolter
+from tests.networks import published as network
 
 reference = pytest.importorskip(
     "pyautoattack.autopgd_base", reason="needs the authors' AutoAttack: pip install --no-deps pyautoattack"
@@ -31,21 +29,6 @@ NETWORKS: list[tuple[str, Callable[[], nn.Module], float]] = [
     ("LPD_MLP_B_0.1", mlp, 0.1),
     ("kw_mnist_0.1", wong_kolter, 0.1),
 ]
-
-
-@cache
-def mnist_test() -> Data:
-    return mnist("test")
-
-
-@pytest.fixture
-def images(shared: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor]:
-    monkeypatch.setenv("ROBUST_RADIUS_DATA", str(shared / "data"))
-    return mnist_test().x, mnist_test().y.long()
-
-
-def network(shared: Path, folder: Path, name: str, make: Callable[[], nn.Module]) -> nn.Module:
-    return load_weights(make(), import_pickle(make(), shared / "checkpoints" / f"{name}.pth", folder)).eval()
 
 
 def theirs(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int, targeted: bool) -> float:

@@ -5,7 +5,6 @@ no weaker than plain PGD is said to be by more than a sample of 1,000 explains.
 """
 
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,9 +15,8 @@ from analysis.attacks.apgd import APGD, TargetedAPGD
 from analysis.attacks.fmn import FMN
 from analysis.attacks.square import Square
 from certify import Stream, Threat, lower_confidence_bound, upper_confidence_bound
-from certify.campaign.weights import load_weights
-from paper_repro.data import Data, mnist
-from paper_repro.models import import_pickle, mlp, wong_kolter
+from paper_repro.models import mlp, wong_kolter
+from tests.networks import published as network
 
 # Network, eps in Linf, published PGD error and proved error (MILP upper; Wong & Kolter's own bound), in percent.
 ROWS: list[tuple[str, Callable[[], nn.Module], float, float, float]] = [
@@ -32,21 +30,6 @@ ROWS: list[tuple[str, Callable[[], nn.Module], float, float, float]] = [
 # Printed with one decimal for Wong & Kolter: half a unit of the last digit.
 ROUNDING = {"kw_mnist_0.1": 0.05}
 FALSE_ALARM = 1e-9
-
-
-@cache
-def mnist_test() -> Data:
-    return mnist("test")
-
-
-@pytest.fixture
-def images(shared: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor]:
-    monkeypatch.setenv("ROBUST_RADIUS_DATA", str(shared / "data"))
-    return mnist_test().x, mnist_test().y.long()
-
-
-def network(shared: Path, folder: Path, name: str, make: Callable[[], nn.Module]) -> nn.Module:
-    return load_weights(make(), import_pickle(make(), shared / "checkpoints" / f"{name}.pth", folder)).eval()
 
 
 def broken(model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
