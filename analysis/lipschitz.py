@@ -14,8 +14,7 @@ from certify.errors import InputError
 from certify.rng import Stream
 from certify.smoothing import check_votes
 from certify.threat import Threat
-from certify.verification import check_model
-from certify.voting import check_inputs
+from certify.voting import check_inputs, check_model
 
 _DUAL = {"Linf": 1.0, "L2": 2.0}
 

@@ -18,7 +18,8 @@ from certify.certificate import Certificate
 from certify.errors import InputError, UnsupportedModule
 from certify.layers import Normalize, Residual
 from certify.threat import Threat
-from certify.verification import certify_predictions, check_model
+from certify.verification import certify_predictions
+from certify.voting import check_model
 
 _FEW = 32
 """Classes up to which all pairs of them are bounded at once."""
@@ -226,11 +227,17 @@ def _normalize(module: Normalize, region: Region) -> Region:
     return _elementwise(region, module.mean, 1 / std, torch.zeros_like(std))
 
 
+def batch_norm_factor(module: nn.BatchNorm1d | nn.BatchNorm2d, dtype: torch.dtype) -> Tensor:
+    """(channels,) what a batch norm in evaluation mode, with running statistics, multiplies by."""
+    assert module.running_var is not None
+    factor = 1 / (module.running_var.to(dtype) + module.eps).sqrt()
+    return factor if module.weight is None else module.weight.to(dtype) * factor
+
+
 def _batch_norm(module: nn.BatchNorm1d | nn.BatchNorm2d, region: Region) -> Region:
     if module.training or module.running_mean is None or module.running_var is None:
         raise UnsupportedModule(f"need {type(module).__name__} in evaluation mode, with running statistics")
-    factor = 1 / (module.running_var.to(region.center.dtype) + module.eps).sqrt()
-    factor = factor if module.weight is None else module.weight.to(factor.dtype) * factor
+    factor = batch_norm_factor(module, region.center.dtype)
     return _elementwise(
         region, module.running_mean, factor, torch.zeros_like(factor) if module.bias is None else module.bias
     )

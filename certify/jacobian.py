@@ -9,11 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from certify.errors import UnsupportedModule
-from certify.interval import RULES, Interval, Region, convolve, layers
+from certify.interval import RULES, Interval, Region, batch_norm_factor, convolve, layers
 from certify.layers import Normalize, Residual
 
 Bounds = Callable[[nn.Module], Interval]
 """Bounds on the output of the first few layers of a network, over the same inputs."""
+
+Method = Callable[[nn.Module, Tensor], Interval]
+"""A method's `bounds`: bounds on a network's output around given inputs."""
+
+
+def around(method: Method | None, x: Tensor) -> Bounds | None:
+    """A method's bounds of any first layers around x, in float32, or None."""
+    return None if method is None else lambda prefix: method(prefix, x.float())
 
 
 def pull_back(parts: Iterable[nn.Module], region: Region, out: Interval, tighter: Bounds | None = None) -> Interval:
@@ -180,9 +188,7 @@ def _normalize(module: Normalize, box: Interval, out: Interval) -> Interval:
 
 
 def _batch_norm(module: nn.BatchNorm1d | nn.BatchNorm2d, box: Interval, out: Interval) -> Interval:
-    assert module.running_var is not None
-    factor = 1 / (module.running_var.to(out.lower.dtype) + module.eps).sqrt()
-    return _per_channel(out, factor if module.weight is None else factor * module.weight)
+    return _per_channel(out, batch_norm_factor(module, out.lower.dtype))
 
 
 def _flatten(module: nn.Flatten, box: Interval, out: Interval) -> Interval:

@@ -5,21 +5,17 @@ Jordan & Dimakis (2020). Norms of convolutions: Singla & Feizi (2021).
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from certify.errors import InputError, UnsupportedModule
-from certify.interval import IBP, Interval, convolve, input_region, layers
-from certify.jacobian import Bounds, pull_back, transposed
+from certify.interval import IBP, Interval, batch_norm_factor, convolve, input_region, layers
+from certify.jacobian import Method, around, pull_back, transposed
 from certify.layers import Normalize, Residual
 from certify.threat import Threat
-from certify.verification import check_model
-from certify.voting import check_inputs
-
-Method = Callable[[nn.Module, Tensor], Interval]
+from certify.voting import check_inputs, check_model
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,9 +73,8 @@ def local_lipschitz(
         identity = torch.eye(size, dtype=x.dtype, device=x.device).expand(len(x), size, size)
         difference = identity[torch.arange(len(x)), y][:, None] - identity
         rows = torch.cat([identity, difference], 1)
-        behind: Bounds | None = None if tighter is None else lambda prefix: tighter(prefix, x.float())
         region = input_region(x, threat)
-        jacobian = pull_back(layers(model), region, Interval(rows, rows), behind)
+        jacobian = pull_back(layers(model), region, Interval(rows, rows), around(tighter, x))
         jacobian = Interval(jacobian.lower.flatten(2), jacobian.upper.flatten(2))
         largest = torch.maximum(jacobian.lower.abs(), jacobian.upper.abs())
         each = torch.linalg.vector_norm(largest, 1 if threat.norm == "Linf" else 2, dim=2)
@@ -141,9 +136,7 @@ def _layer_norm(module: nn.Module, point: Tensor, norm: str) -> float:
     if isinstance(module, Normalize):
         return float(1 / module.std.double().min())
     if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-        assert module.running_var is not None
-        factor = 1 / (module.running_var.double() + module.eps).sqrt()
-        return float((factor if module.weight is None else factor * module.weight.double()).abs().max())
+        return float(batch_norm_factor(module, torch.float64).abs().max())
     if isinstance(module, nn.LeakyReLU):
         return max(1.0, module.negative_slope)
     if isinstance(module, nn.Sigmoid):

@@ -24,7 +24,8 @@ from certify.layers import Normalize
 from certify.lirpa_repairs import auto_lirpa
 from certify.smoothing import check_votes
 from certify.threat import Threat
-from certify.verification import certify_predictions, check_model
+from certify.verification import certify_predictions
+from certify.voting import check_model
 
 Slopes = Literal["adaptive", "fast_lin", "optimized"]
 Intermediate = Literal["crown", "ibp"]

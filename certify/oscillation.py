@@ -6,20 +6,15 @@ Source: interval arithmetic on the backward pass; the quantity is the one of Liu
 paper assumes eps L_theta_x.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
 from certify.errors import InputError
 from certify.interval import IBP, Interval, Region, convolve, input_region, layers
-from certify.jacobian import DERIVATIVES, Bounds, inputs_of
+from certify.jacobian import DERIVATIVES, Bounds, Method, around, inputs_of
 from certify.layers import Residual
 from certify.threat import Threat
-from certify.verification import check_model
-from certify.voting import check_inputs
-
-Method = Callable[[nn.Module, Tensor], Interval]
+from certify.voting import check_inputs, check_model
 
 
 def gradient_oscillation(
@@ -51,16 +46,11 @@ def gradient_oscillation(
     with torch.no_grad():
         for i in range(len(x)):  # One example at a time: a layer's gradient has the size of its weight.
             point = x[i : i + 1].double()
-            behind: Bounds | None = None if tighter is None else _prefix(tighter, x[i : i + 1].float())
             error = _softmax(model, point, threat)
             shift = nn.functional.one_hot(y[i : i + 1], error.lower.shape[1]).double()
             out = Interval((error.lower - shift)[:, None], (error.upper - shift)[:, None])
-            squares.append(_widths(list(layers(model)), input_region(point, threat), out, behind)[1])
+            squares.append(_widths(list(layers(model)), input_region(point, threat), out, around(tighter, point))[1])
     return torch.stack(squares).sqrt()
-
-
-def _prefix(tighter: Method, point: Tensor) -> Bounds:
-    return lambda prefix: tighter(prefix, point)
 
 
 def _softmax(model: nn.Module, point: Tensor, threat: Threat) -> Interval:

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from certify.certificate import ABSTAIN, Certificate, Deterministic
-from certify.errors import InputError
 from certify.threat import Threat
-from certify.voting import check_inputs
+from certify.voting import check_inputs, check_model
 
 
 class Verifier(Protocol):
@@ -31,17 +30,6 @@ class Verifier(Protocol):
     def verified(self, model: nn.Module, x: Tensor, y: Tensor, eps: Tensor | None = None) -> Tensor:
         """(n,) bool: whether all inputs within eps (n,) of x are classified as y."""
         ...
-
-
-def check_model(model: nn.Module) -> None:
-    """Refuse a model in training mode.
-
-    Raises:
-        InputError: the rule is broken.
-    """
-    training = [name or type(m).__name__ for name, m in model.named_modules() if m.training]
-    if training:
-        raise InputError(f"need a model in evaluation mode, model.eval(); in training mode: {', '.join(training[:3])}")
 
 
 def predict(model: nn.Module, x: Tensor, batch: int) -> Tensor:

@@ -77,9 +77,7 @@ class BaseClassifier:
 
     def __init__(self, model: nn.Module, example: Tensor, execution: Execution | None = None) -> None:
         execution = execution or Execution()
-        training = [name or type(m).__name__ for name, m in model.named_modules() if m.training]
-        if training:
-            raise InputError(f"need a model in evaluation mode, call model.eval(); in training mode: {training[0]}")
+        check_model(model)
         tensors = [*model.parameters(), *model.buffers()]
         self.device = tensors[0].device if tensors else example.device
         self.shape = tuple(example.shape[1:])
@@ -149,6 +147,17 @@ class BaseClassifier:
     def logits(self, inputs: Tensor) -> Tensor:
         """Logits (rows, classes) of exactly `rows` inputs."""
         return self._forward(inputs)
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse a model in training mode.
+
+    Raises:
+        InputError: the rule is broken.
+    """
+    training = [name or type(m).__name__ for name, m in model.named_modules() if m.training]
+    if training:
+        raise InputError(f"need a model in evaluation mode, call model.eval(); in training mode: {training[0]}")
 
 
 def check_inputs(x: Tensor, box: Box) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from certify.errors import InputError
 from certify.rng import Stream
 from certify.threat import Norm, Threat
+from certify.voting import check_model
 
 # What a perturbation may exceed its budget by, relatively; what rounding x + delta adds to that is computed.
 SLACK = 1e-6
@@ -79,8 +80,7 @@ class Queries:
     """
 
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> None:
-        if any(m.training for m in model.modules()):
-            raise InputError("need a model in evaluation mode; call model.eval()")
+        check_model(model)
         if x.ndim < 2 or not x.is_floating_point() or y.shape != x.shape[:1]:
             raise InputError(f"need x (n, ...) in floating point and y (n,); got {tuple(x.shape)}, {tuple(y.shape)}")
         box = threat.box

@@ -13,6 +13,7 @@ from analysis.attacks.geometry import into_box
 from certify.errors import InputError
 from certify.rng import Stream
 from certify.threat import Threat
+from certify.voting import check_model
 
 # Added to a gap between logits, so that a point on the boundary still moves, and to squared slopes, which may vanish.
 _GUARD = 1e-6
@@ -225,8 +226,7 @@ def deepfool_walk(
     _check(steps, overshoot, candidates)
     if norm not in ("L2", "Linf"):
         raise InputError(f"need norm L2 or Linf; got {norm!r}")
-    if any(m.training for m in model.modules()):
-        raise InputError("need a model in evaluation mode; call model.eval()")
+    check_model(model)
     others = _others(logits, label, candidates)
     iterations = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
     target = label.clone()

@@ -5,10 +5,9 @@ from typing import Annotated
 
 import typer
 
+from analysis.commands.options import load_subject
 from analysis.masking import masking_report
 from analysis.masking_attacks import Effort
-from certify.campaign.cli import parse_device
-from certify.campaign.runner import select
 from certify.campaign.weights import load_weights, resolve
 from certify.rng import Stream
 from certify.threat import Norm, Threat
@@ -35,14 +34,10 @@ def masking(
     out: Annotated[Path | None, typer.Option(help="also write the report there, as Markdown")] = None,
 ) -> None:
     """Look for signs of gradient masking; status 1 if any check is flagged."""
-    where = parse_device(device)
-    network = load_weights(resolve(model)(), weights).to(where)
-    other = None if surrogate is None else load_weights(resolve(model)(), surrogate).to(where)
-    x, y, _ = select(resolve(data)(split=split), indices)
+    network, x, y = load_subject(model, weights, data, split, indices, device)
+    other = None if surrogate is None else load_weights(resolve(model)(), surrogate).to(x.device)
     effort = Effort(steps, restarts, queries, hops, draws)
-    report = masking_report(
-        network, x.to(where), y.to(where), threat=Threat(norm, eps), rng=Stream(seed), effort=effort, surrogate=other
-    )
+    report = masking_report(network, x, y, threat=Threat(norm, eps), rng=Stream(seed), effort=effort, surrogate=other)
     typer.echo(str(report))
     if out is not None:
         out.write_text(f"{report}\n", encoding="utf-8")

@@ -235,9 +235,11 @@ def polled(process: subprocess.Popen[bytes], state: Path) -> Iterator[int]:
     while process.poll() is None:
         assert time.monotonic() < deadline, "the training does not get on"
         try:
-            with safe_open(state, "pt") as file:
-                yield int(file.metadata()["step"])
-        except (FileNotFoundError, SafetensorError, RuntimeError):  # torch opens the path a second time to map it
+            # Not "pt": torch would open the path a second time to map it; it may have been replaced in between.
+            with safe_open(state, "np") as file:
+                step = int(file.metadata()["step"])
+            yield step
+        except (FileNotFoundError, SafetensorError):
             yield -1
         time.sleep(0.001)
 

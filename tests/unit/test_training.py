@@ -506,9 +506,10 @@ def arguments(out: Path) -> list[str]:
 def step_on_disk(state: Path) -> int:
     """How far the saved state is; -1 where there is none."""
     try:
-        with safe_open(state, "pt") as file:
+        # Not "pt": torch would open the path a second time to map it, and the file may have been replaced in between.
+        with safe_open(state, "np") as file:
             return int(file.metadata()["step"])
-    except (FileNotFoundError, SafetensorError, RuntimeError):  # torch opens the path a second time to map it
+    except (FileNotFoundError, SafetensorError):
         return -1
 
 
