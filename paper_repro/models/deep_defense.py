@@ -6,6 +6,7 @@ layer's bias can take up any mean.
 Source: Yan, Guo & Zhang (2018), "Deep Defense", and its released code.
 """
 
+import torch
 from torch import nn
 
 from certify.layers import Normalize
@@ -25,7 +26,10 @@ def deep_defense_mlp() -> nn.Sequential:
 
 
 def deep_defense_lenet() -> nn.Sequential:
-    """The MNIST LeNet: convolutions of 20 and 50 filters, each pooled and without ReLU; 500 hidden units."""
+    """The MNIST LeNet: convolutions of 20 and 50 filters, each pooled and without ReLU; 500 hidden units.
+
+    Weights lie with the channels last, as in `lenet`.
+    """
     return nn.Sequential(
         Normalize([0.0], [1.0]),
         nn.Conv2d(1, 20, 5),
@@ -36,7 +40,7 @@ def deep_defense_lenet() -> nn.Sequential:
         nn.Linear(800, 500),
         nn.ReLU(),
         nn.Linear(500, 10),
-    )
+    ).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
 def deep_defense_convnet() -> nn.Sequential:

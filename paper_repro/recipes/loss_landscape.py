@@ -12,11 +12,11 @@ from analysis.masking_attacks import Effort
 from certify import Threat
 from paper_repro.recipes import loss_landscape_stages as stages
 from paper_repro.recipes.bench import Setting
-from paper_repro.recipes.loss_landscape_stages import LossLandscape
+from paper_repro.recipes.loss_landscape_stages import WARMED, LossLandscape
 from paper_repro.recipes.recipe import Above, Claim, Near, Recipe, Table
 from paper_repro.recipes.records import Records
 from paper_repro.recipes.statistics import Measured, average, difference, exactly, over_seeds, share
-from paper_repro.training import PGDTraining, Training
+from paper_repro.training import PGDTraining, Ramp, Training
 
 
 def _landscape_table(records: Records) -> Table:
@@ -210,6 +210,13 @@ _CLAIMS = (
         lambda r: _gain(r, "cosine", "constant"),
     ),
     Claim(
+        "A warm-up alone gives what a cosine schedule gives: difference in robust accuracy, cosine less warm-up",
+        f"Review of {_LIU}: the gains of warm-up are overclaimed",
+        "A",
+        Near(0.0, 0.02),
+        lambda r: _gain(r, "cosine", WARMED),
+    ),
+    Claim(
         "The ensemble of a periodic schedule beats its last network: difference in robust accuracy",
         f"{_LIU}, table 1",
         "C",
@@ -228,7 +235,7 @@ _CLAIMS = (
         f"Review of {_LIU}: revise that PGD is stronger than FGSM",
         "A",
         Above(),
-        lambda r: _gain(r, "constant", "one step with random start"),
+        lambda r: _gain(r, WARMED, "one step with random start"),
     ),
     Claim(
         "No black-box attack breaks what gradients do not: share of images",
@@ -238,11 +245,11 @@ _CLAIMS = (
         _black_alone,
     ),
     Claim(
-        "Adversarial training masks no gradients: flags of the checklist over all seeds, constant schedule",
+        "Adversarial training masks no gradients: flags of the checklist over all seeds, constant eps after warm-up",
         "Athalye et al. (2018), section 3.1; Carlini et al. (2019)",
         "A",
         Near(0.0, 0.0),
-        lambda r: _flags(r, "constant"),
+        lambda r: _flags(r, WARMED),
     ),
     Claim(
         "From the threshold on, a linear classifier gains nothing over the constant one: largest gain in loss",
@@ -275,6 +282,7 @@ _SMOKE = LossLandscape(
     sweep=(0.0, 0.1),
     target=0.1,
     pgd=PGDTraining(Threat("Linf", 0.1), steps=3, start="step", mode="eval"),
+    warm_up=Ramp(epochs=2),
     training=Training(epochs=10, batch_size=50, lr=0.2),
     cycles=(5, 10),
     held_out=50,
@@ -304,6 +312,7 @@ _SMALL = LossLandscape(
     sweep=(0.0, 0.1, 0.2, 0.3),  # section 4.1
     target=_TARGET,
     pgd=PGDTraining(Threat("Linf", _TARGET), steps=7, start="step", mode="eval"),  # released code, fewer steps
+    warm_up=Ramp(epochs=5),
     training=Training(epochs=20, batch_size=100, optimizer="adam", lr=1e-3, weight_decay=0.0, schedule="cosine"),
     cycles=(10, 15, 20),  # section 5: the later cycles half as long as the first
     held_out=1000,
@@ -335,6 +344,7 @@ _PAPER = replace(
     pgd=PGDTraining(
         Threat("Linf", _PAPER_TARGET), steps=50, step_size=0.01, start="step", mode="eval"
     ),  # released code
+    warm_up=Ramp(epochs=10),
     training=Training(epochs=100, optimizer="adam", lr=1e-4, weight_decay=0.0, schedule="constant"),  # released code
     cycles=(50, 75, 100),  # the proportions of the CIFAR-10 cycles
     held_out=5000,
@@ -382,6 +392,8 @@ RECIPE = Recipe(
     deviations=(
         "Eigenvalues come from Lanczos with residuals, not from power iteration with deflation.",
         "The curvature is given with frozen perturbations, as in the paper, and with an attack at either end.",
+        "The networks of the sweep have a linear warm-up of eps: at eps 0.2 on MNIST one seed of three stayed at the "
+        "constant classifier without it. Constant eps from the first update on is a row of the schedules.",
         "The landscape is that of a part of the training images, and the inner maximum is what PGD finds.",
         "Ensembles are attacked jointly by the whole ladder; the released code can do so by PGD alone.",
         "All schedules have the same number of updates. The paper's periodic MNIST runs are not known to exist.",

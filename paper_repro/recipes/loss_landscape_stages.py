@@ -38,8 +38,10 @@ from paper_repro.training import (
     read_history,
 )
 
+WARMED = "constant after warm-up"
 VARIANTS = (
     "constant",
+    WARMED,
     "constant, most robust epoch",
     "linear",
     "cosine",
@@ -61,6 +63,7 @@ class LossLandscape:
         sweep: Budgets of the training whose landscape is looked at; 0 is plain training.
         target: The largest budget, that of the schedules.
         pgd: Of training; its threat is replaced by each budget.
+        warm_up: Of the sweep, without which a network can stay at the constant classifier for good.
         training: Of every network.
         cycles: Epochs at which the periodic schedules restart, the last one `training.epochs`.
         held_out: Training images that choose the most robust epoch.
@@ -87,6 +90,7 @@ class LossLandscape:
     sweep: tuple[float, ...]
     target: float
     pgd: PGDTraining
+    warm_up: Ramp
     training: Training
     cycles: tuple[int, ...]
     held_out: int
@@ -121,7 +125,7 @@ class LossLandscape:
 
 def _at(bench: Bench, eps: float, seed: int) -> nn.Module:
     config: LossLandscape = bench.config
-    return bench.fit(f"eps {eps:g}", config.adversarial(eps), config.training, seed)
+    return bench.fit(f"eps {eps:g}", config.adversarial(eps, config.warm_up), config.training, seed)
 
 
 def landscape(bench: Bench) -> Record:
@@ -176,7 +180,7 @@ def _variant(bench: Bench, name: str, seed: int) -> nn.Module:
     base, use = (name.partition(", ")[k] for k in (0, 2))
     if base == "one step with random start":
         return bench.fit(base, FastTraining(config.threat), config.training, seed)
-    if name == "constant":
+    if name == WARMED:
         return _at(bench, config.target, seed)
     if use == "most robust epoch":
         return _most_robust_epoch(bench, seed)
@@ -227,7 +231,7 @@ def schedules(bench: Bench) -> Record:
 def norms(bench: Bench) -> Record:
     """The networks of two schedules in norms that they were not trained in."""
     config: LossLandscape = bench.config
-    names = ["constant", "cosine"]
+    names = [WARMED, "cosine"]
 
     def measure(name: str, seed: int) -> dict[str, NDArray[np.generic]]:
         network = _variant(bench, name, seed)
@@ -266,7 +270,7 @@ def effort(bench: Bench) -> Record:
             "black": np.isinf(black.distance),
         }
 
-    names = ["constant", "cosine"]
+    names = [WARMED, "cosine"]
     arrays = gather(names, config.setting.seeds, measure)
     notes = {"names": names, "cells": cells, "n": config.attacked, "black box": [repr(a) for a in config.black_box]}
     return Record(arrays, {**notes, "eps": config.target})
@@ -281,9 +285,7 @@ def oscillation(bench: Bench) -> Record:
 
     def measure(name: str, seed: int) -> dict[str, NDArray[np.generic]]:
         rng = Stream(seed).child("oscillation")
-        found = OscillationSearch()(
-            _variant(bench, "constant", seed), x, y, threat=Threat("Linf", float(name)), rng=rng
-        )
+        found = OscillationSearch()(_variant(bench, WARMED, seed), x, y, threat=Threat("Linf", float(name)), rng=rng)
         return {"sampled": found.sampled.numpy(), "certified": found.certified.numpy()}
 
     return Record(gather(names, config.setting.seeds, measure), {"names": names})
@@ -337,7 +339,7 @@ def weights(bench: Bench) -> Record:
             write_record(file, {"loss": found.loss, "axis0": axis}, provenance)
         return {"loss": found.loss.cpu().numpy()}
 
-    names = [f"{subject}, {kind}" for subject in ("plain", "constant", "cosine") for kind in kinds]
+    names = [f"{subject}, {kind}" for subject in ("plain", WARMED, "cosine") for kind in kinds]
     return Record(gather(names, config.setting.seeds, measure), {"names": names, "axis": axis.tolist()})
 
 
@@ -355,6 +357,6 @@ def masking(bench: Bench) -> Record:
         titles[:] = [f"{c.number} {c.name}" for c in found.checks]
         return {"verdict": np.array([codes[c.verdict] for c in found.checks])}
 
-    names = ["constant", "cosine", "one step with random start"]
+    names = [WARMED, "cosine", "one step with random start"]
     arrays = gather(names, config.setting.seeds, measure)
     return Record(arrays, {"names": names, "checks": titles, "effort": repr(config.effort)})
