@@ -44,7 +44,7 @@ def list_recipes() -> None:
             recipe.paper,
             ", ".join(recipe.stages),
             str(len(recipe.claims)),
-            ", ".join(scale for scale in SCALES if (RESULTS / recipe.name / scale / MANIFEST).is_file()) or "none yet",
+            ", ".join(s for s in recipe.scales if (RESULTS / recipe.name / s / MANIFEST).is_file()) or "none yet",
         ]
         for recipe in RECIPES.values()
     ]
@@ -74,7 +74,7 @@ def run(
 
 def check(
     recipes: Annotated[list[str] | None, typer.Argument(help="names that `list` shows; all if left out")] = None,
-    scale: ScaleOption = "small",
+    scale: Annotated[str | None, typer.Option(help="those with records in the repository if left out")] = None,
     out: OutOption = None,
 ) -> None:
     """How every claim ends, worked out anew from the records in the repository, or in a folder."""
@@ -82,7 +82,14 @@ def check(
     if out is not None and len(chosen) > 1:
         raise InputError(f"need one recipe with a folder of records; got {len(chosen)}")
     for recipe in chosen:
-        _check(recipe, scale, out)
+        for one in [scale] if scale is not None else _recorded(recipe):
+            _check(recipe, one, out)
+
+
+def _recorded(recipe: Recipe) -> list[str]:
+    """The scales with records in the repository; without any, the first one larger than smoke."""
+    found = [scale for scale in recipe.scales if (RESULTS / recipe.name / scale / MANIFEST).is_file()]
+    return found or [next(scale for scale in SCALES if scale in recipe.scales and scale != "smoke")]
 
 
 def _check(recipe: Recipe, scale: str, out: Path | None) -> None:

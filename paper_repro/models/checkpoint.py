@@ -16,10 +16,17 @@ from certify.campaign.weights import CONFIG, file_digest
 WEIGHTS = "weights.safetensors"
 
 
+def _partial(path: Path) -> Path:
+    """Where a file is written before it takes its place. What lay there is gone: a link would lead elsewhere."""
+    partial = path.with_name(path.name + ".partial")
+    partial.unlink(missing_ok=True)
+    return partial
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that after a kill the old one or the new one is there, whole."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    partial = _partial(path)
+    with partial.open("xb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -28,7 +35,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file so that after a kill the old one or the new one is there, whole."""
-    partial = path.with_name(path.name + ".partial")
+    partial = _partial(path)
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, dict(metadata or {}))
     with partial.open("rb") as file:
         os.fsync(file.fileno())
@@ -77,6 +84,10 @@ def import_pickle(model: nn.Module, pickled: str | Path, folder: str | Path) -> 
     state = state[0] if isinstance(state, list) and len(state) == 1 else state
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise InputError(f"{pickled}: need a state dict of tensors; got {type(state).__name__}")
+    for theirs, value in state.items():
+        # Others are copied with a warning, or not at all.
+        if value.is_complex() or value.is_quantized or value.is_meta or value.layout != torch.strided:
+            raise InputError(f"{pickled}: need dense real tensors; got {value.layout}, {value.dtype} for {theirs}")
     own = model.state_dict()
     names = [k for k in own if k.rsplit(".", 1)[-1] not in ("mean", "std")]
     if len(names) != len(state):
@@ -87,5 +98,8 @@ def import_pickle(model: nn.Module, pickled: str | Path, folder: str | Path) -> 
                 f"{pickled}: need shape {tuple(own[name].shape)} for {name}; got {theirs} {tuple(value.shape)}"
             )
         own[name] = value
-    model.load_state_dict(own)
+    try:
+        model.load_state_dict(own)
+    except RuntimeError as error:
+        raise InputError(f"{pickled} does not fit the model: {error}") from error
     return save_checkpoint(model, folder, {"imported_from": Path(pickled).name})

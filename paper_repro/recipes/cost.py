@@ -24,17 +24,17 @@ def cost_record(bench: Bench, methods: Mapping[str, Method], training: Training,
     return Record(arrays, {"names": list(costs)})
 
 
-def passes(records: Records, name: str) -> Measured:
+def passes(records: Records, name: str, stage: str = "cost") -> Measured:
     """Forward and backward passes of a method, in multiples of the first one's."""
-    record = records["cost"]
+    record = records[stage]
     first = record.notes["names"][0]
     total, unit = (float(record.of("forwards", n) + record.of("backwards", n)) for n in (name, first))
     return exactly(total / unit)
 
 
-def cost_table(records: Records) -> Table:
+def cost_table(records: Records, stage: str = "cost") -> Table:
     """The table of a cost record."""
-    record = records["cost"]
+    record = records[stage]
     names, arrays = record.notes["names"], record.arrays
     first = names[0]
     header = ["method", "forward", "backward", f"passes / {first}", "s / epoch", f"time / {first}", "peak MiB"]
@@ -43,7 +43,7 @@ def cost_table(records: Records) -> Table:
             name,
             f"{arrays['forwards'][i]:g}",
             f"{arrays['backwards'][i]:g}",
-            f"{passes(records, name).value:.2f}",
+            f"{passes(records, name, stage).value:.2f}",
             f"{arrays['seconds'][i]:.3g}",
             f"{arrays['seconds'][i] / arrays['seconds'][0]:.2f}",
             f"{arrays['memory'][i] / 2**20:.1f}",

@@ -1,6 +1,8 @@
 """The state of an unfinished run on disk."""
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from certify import InputError
+from certify.campaign.weights import tensor_digest
 from paper_repro.models.checkpoint import save_tensors
 from paper_repro.training.history import History
 
@@ -49,7 +52,13 @@ def save_state(
         tensors |= {f"optimizer.{index}.{k}": v for k, v in entries.items() if isinstance(v, Tensor)}
     step, history = progress
     metadata = {"step": str(step), "settings": json.dumps(settings), "history": json.dumps(asdict(history))}
-    save_tensors(path, tensors, metadata)
+    save_tensors(path, tensors, {**metadata, "sha256": _digest(metadata, tensors)})
+
+
+def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    names = sorted(tensors)
+    text = json.dumps([dict(metadata), names, tensor_digest(*(tensors[name] for name in names))], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def restore_state(
@@ -68,11 +77,21 @@ def restore_state(
         with safe_open(path, "pt") as file:
             metadata = dict(file.metadata() or {})
             tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - safe_open is no mapping
+        digest = metadata.pop("sha256", None)  # states of earlier versions have none
+        if digest is not None and digest != _digest(metadata, tensors):
+            raise ValueError("it is not as it was written")
         held, step = dict(json.loads(metadata["settings"])), int(metadata["step"])
         history = History(**json.loads(metadata["history"]))
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        check_same(path.parent, settings, held)
+        _put_back(tensors, model, optimizer, memory)
+    except InputError:
+        raise
+    except (SafetensorError, OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise InputError(f"{path} is not the state of a training run ({error!r}); remove it to start anew") from error
-    check_same(path.parent, settings, held)
+    return step, history
+
+
+def _put_back(tensors: Mapping[str, Tensor], model: nn.Module, optimizer: Optimizer, memory: dict[str, Tensor]) -> None:
     model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
     device = next(model.parameters()).device
     memory |= {k.removeprefix("memory."): v.to(device) for k, v in tensors.items() if k.startswith("memory.")}
@@ -82,4 +101,3 @@ def restore_state(
             _, index, name = key.split(".", 2)
             state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return step, history

@@ -23,7 +23,7 @@ from paper_repro.data import Data, digits
 from paper_repro.recipes import RECIPES, Recipe, deep_defense, free_at, smoothing_vs_ibp, stability
 from paper_repro.recipes.bench import Bench, Setting, spaced
 from paper_repro.recipes.execute import MANIFEST, commit, execute
-from paper_repro.recipes.recipe import SCALES, Above, Claim, Near
+from paper_repro.recipes.recipe import Above, Claim, Near
 from paper_repro.recipes.records import NotRecorded, Record, Records, gather
 from paper_repro.recipes.report import report
 from paper_repro.recipes.statistics import Measured, average, difference, exactly, mean_of, over_seeds, ratio, share
@@ -154,10 +154,12 @@ def test_a_recalled_number_says_so() -> None:
 def test_misuse_of_claims_and_recipes() -> None:
     with pytest.raises(InputError, match=r"need a tag among A, B, C, D; got 'E'"):
         claim(Above(), exactly(1), "E")
-    with pytest.raises(InputError, match=r"need scales among smoke, small, paper; got \('huge',\)"):
+    with pytest.raises(InputError, match=r"need scales among smoke, small, lenet, paper, table; got \('huge',\)"):
         replace(claim(Above(), exactly(1)), scales=("huge",))
-    with pytest.raises(InputError, match="need a configuration for each of smoke, small, paper; got smoke"):
-        recipe({}, scales=("smoke",))
+    with pytest.raises(InputError, match="need smoke and no scales but smoke, small, lenet, paper, table; got small"):
+        recipe({}, scales=("small",))
+    with pytest.raises(InputError, match=r"need smoke and no scales but .*; got smoke, huge"):
+        recipe({}, scales=("smoke", "huge"))
     with pytest.raises(InputError, match="need a scale among smoke, small, paper; got 'huge'"):
         recipe({}).configuration("huge")
 
@@ -170,7 +172,7 @@ def test_a_recipe_declares_what_a_reviewer_asks(name: str) -> None:
     declared = RECIPES[name]
     assert declared.name == name
     assert declared.deviations
-    for scale in ("small", "paper"):
+    for scale in set(declared.scales) - {"smoke", "table"}:
         assert len(declared.configuration(scale).setting.seeds) >= 3, "error bars need three seeds"
     assert {c.kind for c in declared.claims} == {"cell", "order"}
     assert len({c.text for c in declared.claims}) == len(declared.claims)
@@ -298,7 +300,7 @@ def test_three_bounds_from_one_set_of_votes_are_those_of_their_certifiers() -> N
 # The recipes' own arithmetic.
 
 
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scale", RECIPES["free_at"].scales)
 def test_no_cell_of_the_grid_meets_a_batch_more_often_than_it_has_epochs(scale: str) -> None:
     config = RECIPES["free_at"].configuration(scale)
     networks, roles = free_at._networks(config)
@@ -312,7 +314,7 @@ def test_no_cell_of_the_grid_meets_a_batch_more_often_than_it_has_epochs(scale: 
     assert cheap <= config.training.epochs, "no more passes than Free training has"
 
 
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scale", RECIPES["loss_landscape"].scales)
 def test_budgets_and_cycles_of_the_landscape_fit_its_training(scale: str) -> None:
     config = RECIPES["loss_landscape"].configuration(scale)
     assert config.target == config.sweep[-1] == config.pgd.threat.eps
@@ -506,19 +508,18 @@ def test_check_without_records_ends_every_claim_as_not_run(tmp_path: Path, monke
     shown = CliRunner().invoke(app, ["check"])
     assert shown.exit_code == 0
     for name, declared in RECIPES.items():
-        assert (
-            f"{name}, small, {tmp_path / name / 'small'}: 0 reproduced, 0 deviates, {len(declared.claims)} not run"
-            in (shown.stdout)
-        )
+        scale = "small" if "small" in declared.scales else "table"
+        counts = f"0 reproduced, 0 deviates, {len(declared.claims)} not run"
+        assert f"{name}, {scale}, {tmp_path / name / scale}: {counts}" in shown.stdout
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["run", "none"], "need a recipe among free_at, .*; got 'none'"),
-        (["run", "free_at", "--scale", "huge"], "need a scale among smoke, small, paper; got 'huge'"),
+        (["run", "free_at", "--scale", "table"], "need a scale among smoke, small, paper; got 'table'"),
         (["check", "--scale", "huge"], "need a scale among smoke, small, paper; got 'huge'"),
-        (["check", "--out", "somewhere"], "need one recipe with a folder of records; got 5"),
+        (["check", "--out", "somewhere"], "need one recipe with a folder of records; got 7"),
     ],
 )
 def test_misuse_of_the_command_line(arguments: list[str], message: str, tmp_path: Path) -> None:
