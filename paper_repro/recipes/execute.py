@@ -53,13 +53,14 @@ def execute(
             _check_same(records.path(stage), identity)
     bench = Bench.open(config, work=work, results=results, device=device)
     results.mkdir(parents=True, exist_ok=True)
+    started_from = commit()  # what this process has loaded; the source tree may move on while it works
     for stage, measure in recipe.stages.items():
         if records.has(stage):
             continue
         tell(stage)
         started = time.monotonic()
         records.write(stage, measure(bench), identity)
-        circumstances = {"command": command, "commit": commit(), "threads": torch.get_num_threads()}
+        circumstances = {"command": command, "commit": started_from, "threads": torch.get_num_threads()}
         _note(bench, identity, stage, {**circumstances, "seconds": round(time.monotonic() - started, 1)})
     write_atomically(results / REPORT, report(recipe, records, scale).encode())
     return records
