@@ -114,7 +114,7 @@ def _weights_table(records: Records) -> Table:
     axis = np.array(record.notes["axis"])
     shown = [0, len(axis) // 4, len(axis) // 2, -1 - len(axis) // 4, len(axis) - 1]
     body = [[n, *(average(record.of("loss", n)[:, k]) for k in shown)] for n in record.notes["names"]]
-    return ["network, attack", *(f"loss at {axis[k]:g}" for k in shown)], body
+    return ["network, attack", *(f"loss at {round(axis[k], 9) + 0.0:g}" for k in shown)], body
 
 
 def _masking_table(records: Records) -> Table:

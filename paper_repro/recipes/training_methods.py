@@ -56,7 +56,7 @@ class TrainingMethods:
         schedules: Of the budget, by name; all of the same number of updates.
         smoothed: Of the smoothed networks.
         smoothing: Votes and alpha; its noise is that of training too.
-        radius: Methods for smoothing by name, the first one Gaussian augmentation.
+        noisy: Methods for smoothing by name, the first one Gaussian augmentation.
         cat_rs: Training of CAT-RS, whose targets are votes of the Gaussian network.
         cat_rs_votes: How many for each training image.
         cost_updates: Updates that a cost is the median of.
@@ -70,7 +70,7 @@ class TrainingMethods:
     schedules: dict[str, Trained]
     smoothed: Setting
     smoothing: Smoothing
-    radius: dict[str, Trained]
+    noisy: dict[str, Trained]
     cat_rs: Training
     cat_rs_votes: int
     cost_updates: int = 20
@@ -129,8 +129,8 @@ def _smoothed(bench: Bench) -> Bench:
 
 def _for_smoothing(config: TrainingMethods, bench: Bench, name: str, seed: int) -> nn.Module:
     if name != CAT_RS:
-        return bench.fit(name, *config.radius[name], seed)
-    noise, (gaussian, *_) = config.smoothing.noise, config.radius
+        return bench.fit(name, *config.noisy[name], seed)
+    noise, (gaussian, *_) = config.smoothing.noise, config.noisy
     network, rng = _for_smoothing(config, bench, gaussian, seed), Stream(seed).child("targets")
     x = bench.train.x.to(bench.device)
     targets = SmoothedPredictions.of(network, x, noise=noise, votes=config.cat_rs_votes, rng=rng)
@@ -155,12 +155,12 @@ def radius(bench: Bench) -> Record:
         right = results.certificate.prediction.numpy() == results.label
         return {"radius": results.certificate.radius.numpy(), "right": right}
 
-    names = [*config.radius, CAT_RS]
+    names = [*config.noisy, CAT_RS]
     arrays = gather(names, config.smoothed.seeds, measure)
     notes = {
         "names": names,
         "smoothing": repr(config.smoothing),
-        "methods": {name: [repr(part) for part in parts] for name, parts in config.radius.items()},
+        "methods": {name: [repr(part) for part in parts] for name, parts in config.noisy.items()},
         "example": bench.test.id.tolist(),
     }
     return Record(arrays, notes)
@@ -177,14 +177,14 @@ def smoothed_cost(bench: Bench) -> Record:
     """What an update of each method for smoothing costs, beside plain training."""
     config: TrainingMethods = bench.config
     bench = _smoothed(bench)
-    x = bench.train.x[: config.radius["Gaussian"][1].batch_size * (config.cost_updates + 1)]
+    x = bench.train.x[: config.noisy["Gaussian"][1].batch_size * (config.cost_updates + 1)]
     network = bench.make().eval()
     targets = SmoothedPredictions.of(network, x, noise=config.smoothing.noise, votes=1, rng=Stream(0))
     few = replace(bench, train=Data(x, bench.train.y[: len(x)], bench.train.id[: len(x)]))
     # What is deferred or warmed up would be free of charge in the first updates.
-    started = {name: _begun(method) for name, (method, _) in config.radius.items()}
+    started = {name: _begun(method) for name, (method, _) in config.noisy.items()}
     methods = {"plain": Erm(), **started, CAT_RS: CatRs(config.smoothing.noise, targets)}
-    return cost_record(few, methods, config.radius["Gaussian"][1], config.cost_updates)
+    return cost_record(few, methods, config.noisy["Gaussian"][1], config.cost_updates)
 
 
 def _begun(method: Method) -> Method:
@@ -276,7 +276,7 @@ _CLAIMS = (
 )
 
 
-def _radius_methods(noise: Gaussian, training: Training, macer: Training, warmup: int) -> dict[str, Trained]:
+def _noisy_methods(noise: Gaussian, training: Training, macer: Training, warmup: int) -> dict[str, Trained]:
     """The published settings for MNIST at sigma 0.5, but for the epochs."""
     return {
         "Gaussian": (NoiseAugmentation(noise), training),
@@ -308,7 +308,7 @@ _SMOKE = TrainingMethods(
     },
     smoothed=Setting("paper_repro.data:digits", "paper_repro.recipes.networks:digits_mlp", 200, 30, (0, 1)),
     smoothing=Smoothing(_SMOKE_NOISE, n0=20, n=200),
-    radius=_radius_methods(_SMOKE_NOISE, _SMOKE_TRAINING, replace(_SMOKE_TRAINING, step_epochs=3), 3),
+    noisy=_noisy_methods(_SMOKE_NOISE, _SMOKE_TRAINING, replace(_SMOKE_TRAINING, step_epochs=3), 3),
     cat_rs=_SMOKE_TRAINING,
     cat_rs_votes=50,
     cost_updates=2,
@@ -338,7 +338,7 @@ _SMALL = TrainingMethods(
     },
     smoothed=Setting("paper_repro.data:mnist", "paper_repro.models:lenet", 10_000, 500, (0,)),
     smoothing=Smoothing(_NOISE, n=5_000),
-    radius=_radius_methods(_NOISE, _STEPS, _STEPS, 3),
+    noisy=_noisy_methods(_NOISE, _STEPS, _STEPS, 3),
     cat_rs=_STEPS,
     cat_rs_votes=100,
 )
@@ -348,7 +348,7 @@ _PAPER = replace(
     setting=replace(_SMALL.setting, train=None, test=10_000),
     smoothed=replace(_SMALL.smoothed, train=None, seeds=(0, 1, 2)),
     smoothing=Smoothing(_NOISE),  # 100,000 votes
-    radius=_radius_methods(
+    noisy=_noisy_methods(
         _NOISE, replace(_STEPS, epochs=90, step_epochs=30), replace(_STEPS, epochs=90, step_epochs=30), 10
     ),
     cat_rs=replace(_STEPS, epochs=90, step_epochs=30),
