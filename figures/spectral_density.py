@@ -4,7 +4,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -41,7 +40,7 @@ def read(path: Path, needed: tuple[str, ...]) -> Stored:
         with np.load(path, allow_pickle=False) as file:
             arrays = {k: file[k] for k in (*needed, "provenance")}
         return Stored(arrays, json.loads(str(arrays.pop("provenance"))))
-    except (KeyError, ValueError, OSError, BadZipFile, AttributeError, TypeError) as error:
+    except Exception as error:  # whatever numpy's reader raises on a file that is not what it should be
         raise InputError(f"{path} does not hold {', '.join(needed)} of a Hessian ({error})") from error
 
 

@@ -20,8 +20,9 @@ def construct(text: str, names: Mapping[str, Callable[..., Any]]) -> Any:
     """
     try:
         tree = ast.parse(text.strip(), mode="eval").body
-    except SyntaxError as error:
-        raise InputError(f"need an expression such as Erm() or Free(...); got {text!r} ({error.msg})") from error
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:  # the last two: too deeply nested
+        why = getattr(error, "msg", error)
+        raise InputError(f"need an expression such as Erm() or Free(...); got {text!r} ({why})") from error
     return _call(tree, names) if isinstance(tree, ast.Name) else _value(tree, names)
 
 
@@ -38,7 +39,10 @@ def _value(node: ast.expr, names: Mapping[str, Callable[..., Any]]) -> Any:
             op=ast.Div(),
             right=ast.Constant(value=int() | float() as right),
         ) if right:
-            return left / right
+            try:
+                return left / right
+            except OverflowError:
+                raise InputError(f"need a quotient that a float holds; got {ast.unparse(node)!r}") from None
         case ast.Call():
             return _call(node, names)
         case _:
@@ -53,6 +57,8 @@ def _call(node: ast.Call | ast.Name, names: Mapping[str, Callable[..., Any]]) ->
     arguments = [_value(a, names) for a in node.args] if isinstance(node, ast.Call) else []
     keywords = node.keywords if isinstance(node, ast.Call) else []
     given = {k.arg or "**": _value(k.value, names) for k in keywords}
+    if len(given) < len(keywords):
+        raise InputError(f"{called.id} is given an argument twice")
     try:
         return make(*arguments, **given)
     except TypeError as error:

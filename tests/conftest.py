@@ -5,12 +5,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from torch import Tensor
 
 from paper_repro.data import Data, mnist
 
 # Tiny networks on two busy threads wait for each other; pytest's own workers use the cores better.
 torch.set_num_threads(1)
+
+# For properties that hold of what others hand in: few examples every time, many in the tests marked long.
+settings.register_profile("short", max_examples=50, deadline=None)
+settings.register_profile(
+    "long", max_examples=10_000, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

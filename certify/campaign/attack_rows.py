@@ -102,7 +102,8 @@ class AttackRun:
 
     def done(self) -> set[int]:
         """The examples that have a row."""
-        return {e for (e,) in self.store._db.execute("SELECT example FROM attack WHERE run = ?", (self.id,))}
+        with self.store._intact():
+            return {e for (e,) in self.store._db.execute("SELECT example FROM attack WHERE run = ?", (self.id,))}
 
     def append(self, rows: AttackRows) -> None:
         """Write one block of rows as one transaction; a row that is there already stays as it is.
@@ -140,7 +141,8 @@ class AttackRun:
             rows = _rows(self.store, self.id)
         if not rows:
             raise InputError(f"the run in {self.store.path} holds no row yet")
-        return AttackResults(json.loads(settings), _columns(rows))
+        with self.store._rebuilding():
+            return AttackResults(json.loads(settings), _columns(rows))
 
 
 def open_attack_run(
@@ -171,7 +173,8 @@ def attack_results(store: Store) -> list[AttackResults]:
             return []
         runs = store._db.execute("SELECT id, settings FROM run WHERE kind = 'attack' ORDER BY id").fetchall()
         found = [(settings, _rows(store, run)) for run, settings in runs]
-    return [AttackResults(json.loads(settings), _columns(rows)) for settings, rows in found if rows]
+    with store._rebuilding():
+        return [AttackResults(json.loads(settings), _columns(rows)) for settings, rows in found if rows]
 
 
 def _rows(store: Store, run: int) -> list[tuple[Any, ...]]:

@@ -82,7 +82,8 @@ def read_cells(path: Path) -> list[tuple[int, list[str]]]:
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            lines = list(csv.reader(file, delimiter="\t"))
+            # Quotes are letters here: none that is never closed can swallow the lines behind it.
+            lines = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"cannot read the log {path}: {error}") from error
     if not lines or lines[0] != COLUMNS:

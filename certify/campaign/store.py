@@ -1,5 +1,8 @@
 """One SQLite file of certificates: a row per example and run, each run with everything that determined its numbers.
 
+Every row carries a digest of its cells and of its run's settings and header (see `schema`): what changed on the disk is
+found, and `salvage` takes the rest over.
+
 Results of attacks may lie in the same file, in a table and in runs of their own: see `attack_rows`.
 """
 
@@ -17,72 +20,24 @@ import numpy as np
 import torch
 
 from certify.accuracy import FloatArray, scores
+from certify.campaign.schema import APPLICATION_ID, CELLS, ROWS, SCHEMAS, SEALED, UNSEALED_ROWS, Cells, row_digest
 from certify.certificate import Certificate
 from certify.errors import InputError
 
 IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
-_APPLICATION_ID = 0x52_52_61_64  # "RRad"
 Kind = Literal["certificate", "attack"]
 
-_SCHEMA_VERSION = 2
-_FIRST_VERSION = 1  # still read; the first transaction that writes to such a file brings it up to date
-_SCHEMA_1 = """
-CREATE TABLE run (
-    id INTEGER PRIMARY KEY,
-    settings TEXT NOT NULL UNIQUE,  -- JSON: everything that determines the numbers
-    header TEXT                     -- JSON: Certificate.header(), known with the first rows
-);
-CREATE TABLE session (
-    id INTEGER PRIMARY KEY,
-    run INTEGER NOT NULL REFERENCES run,
-    started TEXT NOT NULL,          -- UTC
-    environment TEXT NOT NULL       -- JSON: versions and hardware
-);
-CREATE TABLE certificate (
-    run INTEGER NOT NULL REFERENCES run,
-    example INTEGER NOT NULL,       -- the example's id in its data set
-    label INTEGER NOT NULL,
-    prediction INTEGER NOT NULL,    -- -1 abstains
-    radius REAL NOT NULL,
-    samples INTEGER NOT NULL,
-    counts TEXT,                    -- JSON list of votes per class
-    w REAL,                         -- the one uniform draw of a randomised bound
-    seconds REAL NOT NULL,
-    session INTEGER NOT NULL REFERENCES session,
-    PRIMARY KEY (run, example)
-) WITHOUT ROWID;
-CREATE TABLE log (
-    id INTEGER PRIMARY KEY,
-    name TEXT NOT NULL UNIQUE
-);
-CREATE TABLE published (            -- somebody's printed results: never a certificate
-    log INTEGER NOT NULL REFERENCES log,
-    example INTEGER NOT NULL,
-    label INTEGER NOT NULL,
-    prediction INTEGER NOT NULL,
-    radius REAL NOT NULL,
-    correct INTEGER NOT NULL,
-    seconds REAL NOT NULL,
-    PRIMARY KEY (log, example)
-) WITHOUT ROWID;
-"""
-_SCHEMA_2 = """
-ALTER TABLE run ADD COLUMN kind TEXT NOT NULL DEFAULT 'certificate';
-CREATE TABLE attack (               -- what attacks found: upper bounds, never a certificate
-    run INTEGER NOT NULL REFERENCES run,
-    example INTEGER NOT NULL,
-    label INTEGER NOT NULL,
-    prediction INTEGER NOT NULL,    -- of the input as it is
-    distance REAL NOT NULL,         -- infinite where unbroken, 0 where misclassified as it is
-    broken_by INTEGER,              -- place in the ladder, from 0, of the attack that found it, or NULL
-    forwards TEXT NOT NULL,         -- JSON list, one count per attack of the ladder
-    backwards TEXT NOT NULL,
-    seconds REAL NOT NULL,
-    session INTEGER NOT NULL REFERENCES session,
-    PRIMARY KEY (run, example)
-) WITHOUT ROWID;
-"""
+IN_MEMORY = ":memory:"
+_PATIENCE = 30.0  # seconds to wait for another writer
+_GOES_ON = "; rows committed before are kept, and the same command goes on from them once there is room to write"
+_ADVICE = {
+    sqlite3.SQLITE_FULL: _GOES_ON,
+    sqlite3.SQLITE_IOERR: _GOES_ON,
+    sqlite3.SQLITE_BUSY: "; another process is using it, and did not let go of it in time",
+    sqlite3.SQLITE_READONLY: "; need leave to write to the file and to its folder",
+    sqlite3.SQLITE_CANTOPEN: "; need a file, in a folder that can be written to",
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -158,21 +113,24 @@ class Store:
     """A campaign's file. Every batch of rows is one transaction: after a kill it holds all of a batch or nothing.
 
     Args:
-        path: The SQLite file.
+        path: The SQLite file; ":memory:" for a store that ends with the process.
         create: Make it where it is missing; otherwise a missing file is an error.
 
     Raises:
-        InputError: the file is missing, is not a store, is of another schema, or is damaged.
+        InputError: the file is missing, is not a store, is of another schema or damaged; or it cannot be used, for want
+            of leave to write or of room, or because another writer does not end.
     """
 
     def __init__(self, path: str | Path, *, create: bool = False) -> None:
         self.path = Path(path)
-        if not self.path.exists():
-            if not create:
-                raise InputError(f"need an existing store; no file at {self.path}")
-            self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._intact():
-            self._db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
+            if not self.path.exists():
+                if not create:
+                    raise InputError(f"need an existing store; no file at {self.path}")
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            # SQLite may take a relative name such as file:x?mode=memory for an address.
+            name = self.path if str(self.path) == IN_MEMORY else self.path.absolute()
+            self._db = sqlite3.connect(name, timeout=_PATIENCE, isolation_level=None)
         try:
             self._prepare(create)
         except BaseException:
@@ -181,28 +139,38 @@ class Store:
 
     def _prepare(self, create: bool) -> None:
         with self._intact():
+            self._db.execute("PRAGMA trusted_schema = OFF")
             if create:
                 with self._transaction():  # the lock comes before the look: of two processes one creates the tables
-                    if not self._pragma("application_id") and not self._tables():
-                        self._db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-                        self._make(_SCHEMA_1)
-                        self._make(_SCHEMA_2)
+                    if not self._application() and not self._tables():
+                        self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                        self._bring_up_to_date()
             self._db.execute("PRAGMA synchronous = FULL")
             problem = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
+            application, version = self._application(), self._version()
+            acting = self._db.execute("SELECT name FROM sqlite_master WHERE type IN ('trigger', 'view')").fetchone()
         if problem != "ok":
             raise self._damaged(problem)
-        if self._pragma("application_id") != _APPLICATION_ID:
+        if application != APPLICATION_ID:
             raise InputError(f"{self.path} is an SQLite file, but not a certificate store")
-        if self._pragma("user_version") not in (_FIRST_VERSION, _SCHEMA_VERSION):
-            raise InputError(
-                f"{self.path}: need schema {_FIRST_VERSION} or {_SCHEMA_VERSION}; got {self._pragma('user_version')}"
-            )
+        if not 1 <= version <= len(SCHEMAS):
+            raise InputError(f"{self.path}: need a schema from 1 to {len(SCHEMAS)}; got {version}")
+        if acting:
+            raise InputError(f"{self.path}: need tables alone, as this library writes them; got {acting[0]!r}")
 
-    def _make(self, statements: str) -> None:
-        """Run the statements of a schema, inside the caller's transaction."""
-        self._db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-        for statement in statements.split(";"):
-            self._db.execute(statement)
+    def _bring_up_to_date(self) -> None:
+        """Add what later versions added, and seal the rows of earlier ones as they are, in the caller's transaction."""
+        version = self._version()
+        for schema in SCHEMAS[version:]:
+            for statement in schema.split(";"):
+                self._db.execute(statement)
+        if version < SEALED:
+            seal = "UPDATE certificate SET digest = ? WHERE run = ? AND example = ?"
+            for run, settings, header in self._db.execute("SELECT id, settings, header FROM run").fetchall():
+                rows = self._db.execute(ROWS, (run,)).fetchall()
+                sealed = [(row_digest(settings, header, row[:-1]), run, row[0]) for row in rows]
+                self._db.executemany(seal, sealed)
+        self._db.execute(f"PRAGMA user_version = {len(SCHEMAS)}")
 
     def __enter__(self) -> Self:
         return self
@@ -212,8 +180,11 @@ class Store:
     ) -> None:
         self._db.close()
 
-    def _pragma(self, name: str) -> int:
-        return self._db.execute(f"PRAGMA {name}").fetchone()[0]
+    def _application(self) -> int:
+        return self._db.execute("PRAGMA application_id").fetchone()[0]
+
+    def _version(self) -> int:
+        return self._db.execute("PRAGMA user_version").fetchone()[0]
 
     def _tables(self) -> int:
         return self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
@@ -221,7 +192,7 @@ class Store:
     def _damaged(self, problem: object) -> InputError:
         return InputError(
             f"the store {self.path} is damaged ({' '.join(str(problem).split())}); nothing was written to it. "
-            "Restore a copy, or certify again into a new file"
+            "Restore a copy, or certify again into a new file; certify.campaign.salvage takes over what is whole"
         )
 
     @contextmanager
@@ -229,8 +200,19 @@ class Store:
         try:
             yield
         except sqlite3.OperationalError as error:
+            advice = _ADVICE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, "")  # the low byte is the kind of error
+            raise InputError(f"cannot use the store {self.path}: {error}{advice}") from error
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # SQLite's message may quote bytes of the file
+            raise self._damaged(error) from error
+        except OSError as error:
             raise InputError(f"cannot use the store {self.path}: {error}") from error
-        except sqlite3.DatabaseError as error:
+
+    @contextmanager
+    def _rebuilding(self) -> Iterator[None]:
+        """Cells that SQLite finds in order, and of which nothing can be made, are damage too."""
+        try:
+            yield
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
             raise self._damaged(error) from error
 
     def open_run(self, settings: Mapping[str, Any], environment: Mapping[str, Any], *, add: bool = False) -> "Run":
@@ -258,7 +240,9 @@ class Store:
             held = self._db.execute("SELECT settings FROM run WHERE kind = ? ORDER BY id", (kind,)).fetchall()
             if (text,) not in held:
                 if held and not add:
-                    raise InputError(self._difference(settings, json.loads(held[-1][0])))
+                    with self._rebuilding():
+                        old = dict(json.loads(held[-1][0]))
+                    raise InputError(self._difference(settings, old))
                 self._db.execute("INSERT INTO run (settings, kind) VALUES (?, ?)", (text, kind))
             (run,) = self._db.execute("SELECT id FROM run WHERE settings = ?", (text,)).fetchone()
             started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -281,17 +265,18 @@ class Store:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # a full disk may have ended it, and a commit that failed has not
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """A transaction on a file of the present schema."""
         with self._intact(), self._transaction():
-            if self._pragma("user_version") == _FIRST_VERSION:
-                self._make(_SCHEMA_2)
+            if self._version() < len(SCHEMAS):
+                self._bring_up_to_date()
             yield
 
     def results(self) -> list[Results]:
@@ -300,7 +285,7 @@ class Store:
         Raises:
             InputError: the file is damaged.
         """
-        with self._intact():
+        with self._intact(), self._rebuilding():
             runs = self._db.execute("SELECT id, settings, header FROM run WHERE header IS NOT NULL").fetchall()
             return [self._results(*row) for row in runs]
 
@@ -325,24 +310,28 @@ class Store:
             InputError: the file is damaged.
         """
         query = "SELECT example, label, prediction, radius, correct, seconds FROM published WHERE log = ? ORDER BY 1"
-        with self._intact():
+        with self._intact(), self._rebuilding():
             return [
                 Published.of(name, self._db.execute(query, (number,)).fetchall())
                 for number, name in self._db.execute("SELECT id, name FROM log ORDER BY id").fetchall()
             ]
 
     def _results(self, run: int, settings: str, header: str) -> Results:
-        columns = ("example", "label", "prediction", "radius", "samples", "counts", "w", "seconds")
-        query = f"SELECT {', '.join(columns)} FROM certificate WHERE run = ? ORDER BY example"
-        rows: list[dict[str, Any]] = [dict(zip(columns, row, strict=True)) for row in self._db.execute(query, (run,))]
-        for row in rows:
-            row["counts"] = None if row["counts"] is None else json.loads(row["counts"])
+        sealed = self._version() >= SEALED
+        rows = self._db.execute(ROWS if sealed else UNSEALED_ROWS, (run,)).fetchall()
+        for *cells, digest in rows:
+            if sealed and digest != row_digest(settings, header, cells):
+                raise ValueError(f"example {cells[0]} of run {run} is not as it was written")
+        names = CELLS.split(", ")
+        records: list[dict[str, Any]] = [dict(zip(names, row[:-1], strict=True)) for row in rows]
+        for r in records:
+            r["counts"] = None if r["counts"] is None else json.loads(r["counts"])
         return Results(
-            settings=json.loads(settings),
-            certificate=Certificate.from_record(json.loads(header), rows),
-            example=np.array([r["example"] for r in rows], np.int64),
-            label=np.array([r["label"] for r in rows], np.int64),
-            seconds=np.array([r["seconds"] for r in rows], np.float64),
+            settings=dict(json.loads(settings)),
+            certificate=Certificate.from_record(json.loads(header), records),
+            example=np.array([r["example"] for r in records], np.int64),
+            label=np.array([r["label"] for r in records], np.int64),
+            seconds=np.array([r["seconds"] for r in records], np.float64),
         )
 
 
@@ -355,11 +344,16 @@ class Run:
     session: int
 
     def done(self) -> set[int]:
-        """The examples that have a row."""
-        return {e for (e,) in self.store._db.execute("SELECT example FROM certificate WHERE run = ?", (self.id,))}
+        """The examples that have a row.
+
+        Raises:
+            InputError: the file is damaged, or cannot be read.
+        """
+        with self.store._intact():
+            return {e for (e,) in self.store._db.execute("SELECT example FROM certificate WHERE run = ?", (self.id,))}
 
     def append(self, certificate: Certificate, examples: Sequence[int], labels: Sequence[int], seconds: float) -> None:
-        """Write one batch as one transaction; `seconds` is its wall clock.
+        """Write one batch as one transaction; `seconds` is its wall clock, taken as 0 where a clock ran backwards.
 
         A row that is there already stays as it is: the same settings give the same numbers.
 
@@ -368,25 +362,38 @@ class Run:
         """
         if not len(certificate) == len(examples) == len(labels):
             raise InputError(f"need as many examples and labels as rows, {len(certificate)}; got {len(examples)}")
-        header = json.dumps(certificate.header(), sort_keys=True)
-        rows = [
+        each = max(0.0, seconds) / len(examples)
+        rows: list[Cells] = [
             (
-                self.id,
                 example,
                 label,
                 r["prediction"],
-                r["radius"],
+                r["radius"] + 0.0,  # SQLite keeps no negative zero
                 r["samples"],
                 None if r["counts"] is None else json.dumps(r["counts"]),
                 r["w"],
-                seconds / len(examples),
-                self.session,
+                each,
             )
             for example, label, r in zip(examples, labels, certificate.records(), strict=True)
         ]
+        self.write(json.dumps(certificate.header(), sort_keys=True), rows)
+
+    def write(self, header: str, rows: Sequence[Cells]) -> None:
+        """Write rows as they are to be stored, as one transaction; rows that are there already stay.
+
+        Args:
+            header: JSON of `Certificate.header()`.
+            rows: See `Cells`.
+
+        Raises:
+            InputError: the run has another header, or the file cannot be written.
+        """
         with self.store._writing():
             db = self.store._db
             db.execute("UPDATE run SET header = ? WHERE id = ? AND header IS NULL", (header, self.id))
-            if db.execute("SELECT header FROM run WHERE id = ?", (self.id,)).fetchone() != (header,):
+            settings, held = db.execute("SELECT settings, header FROM run WHERE id = ?", (self.id,)).fetchone()
+            if held != header:
                 raise InputError(f"a run has one kind of certificate; this batch is {header}")
-            db.executemany(f"INSERT INTO certificate VALUES ({', '.join('?' * 10)}) ON CONFLICT DO NOTHING", rows)
+            sealed = [(self.id, *row, self.session, row_digest(settings, header, row)) for row in rows]
+            marks = ", ".join("?" * 11)
+            db.executemany(f"INSERT INTO certificate VALUES ({marks}) ON CONFLICT DO NOTHING", sealed)

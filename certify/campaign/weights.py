@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from certify.errors import InputError
@@ -35,7 +35,8 @@ def resolve(name: str) -> Callable[..., Any]:
         InputError: the form is wrong, the module does not import, or it holds no such callable.
     """
     module, colon, attribute = name.partition(":")
-    if not (module and colon and attribute) or module.startswith("."):
+    parts = module.split(".")
+    if not colon or not all(part.isidentifier() for part in (*parts, attribute)):
         raise InputError(f"need package.module:callable; got {name!r}")
     try:
         imported = importlib.import_module(module)
@@ -71,39 +72,52 @@ def model_digest(model: nn.Module) -> str:
     return hashlib.sha256((names + tensor_digest(*state.values())).encode()).hexdigest()
 
 
+def _check_digest(path: Path, found: str) -> None:
+    """Compare with the config beside the file, if there is one."""
+    config = path.with_name(CONFIG)
+    if not config.is_file():
+        return
+    try:
+        expected = json.loads(config.read_text(encoding="utf-8"))["sha256"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{config} is not a checkpoint's config (no sha256): {error!r}") from error
+    if found != expected:
+        raise InputError(f"{path} is not the file that {config.name} describes: need sha256 {expected}; got {found}")
+
+
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     """Load a safetensors file into a model and put it in evaluation mode; nothing in the file is executed.
 
-    Where a `config.json` lies beside the file, the SHA-256 it states must be the file's.
+    Where a `config.json` lies beside the file, the SHA-256 it states must be the file's; nothing else of it is used.
+    The file is read once: what was checked is what is loaded.
 
     Args:
         model: The architecture; changed in place and returned.
         path: A `.safetensors` file.
 
     Raises:
-        InputError: the file is missing, is no safetensors file, was changed after it was written, or does not fit the
-            model.
+        InputError: the file is missing or cannot be read, is no safetensors file, was changed after it was written, or
+            does not fit the model.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"need a weights file; no file at {path}")
-    config = path.with_name(CONFIG)
-    if config.is_file():
-        try:
-            expected = json.loads(config.read_text(encoding="utf-8"))["sha256"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{config} is not a checkpoint's config (no sha256): {error!r}") from error
-        if file_digest(path) != expected:
-            raise InputError(
-                f"{path} is not the file that {config.name} describes: need sha256 {expected}; got {file_digest(path)}"
-            )
     try:
-        state = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read the weights {path}: {error}") from error
+    _check_digest(path, hashlib.sha256(raw).hexdigest())
+    try:
+        state = load(raw)
+    except (SafetensorError, LookupError, ValueError, TypeError, RuntimeError) as error:
         raise InputError(
             f"{path} is not a safetensors file ({error}). A pickle is never opened here; "
             "paper_repro.models.import_pickle converts one whose content is plain tensors"
         ) from error
+    # torch would drop the imaginary parts and only warn.
+    complex_ones = [name for name, value in state.items() if value.is_complex()]
+    if complex_ones:
+        raise InputError(f"{path} does not fit the model: need real numbers; got complex ones in {complex_ones[0]!r}")
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

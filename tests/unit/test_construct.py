@@ -58,6 +58,10 @@ def test_expressions_construct(text: str, expected: Box) -> None:
         ("Box(depth=1)", r"^Box takes low, high; .*unexpected keyword argument 'depth'"),
         ("Box(1, 2, 3)", r"^Box takes low, high; .*positional arguments"),
         ("Box(**Box())", r"^Box takes low, high; .*"),
+        ("Box(low=1, low=2)", r"^need an expression such as .*repeated|^Box is given an argument twice"),
+        (f"Box({10**400} / 3)", r"^need a quotient that a float holds; got '10+ / 3'$"),
+        ("Box(" + "(" * 100_000, r"^need an expression such as Erm\(\)"),
+        ("Box('\ud800')", r"^need an expression such as Erm\(\)"),
     ],
 )
 def test_anything_else_is_refused(text: str, message: str) -> None:

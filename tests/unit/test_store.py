@@ -258,6 +258,15 @@ def pragma(text: str) -> Callable[[Path], None]:
     return apply
 
 
+def acting(path: Path) -> None:
+    """A trigger acts on its own when a row is written, whatever this library meant to write."""
+    database = sqlite3.connect(path)
+    database.execute(
+        "CREATE TRIGGER raise_radii AFTER INSERT ON certificate BEGIN UPDATE certificate SET radius = 9; END"
+    )
+    database.close()
+
+
 DAMAGED = r"^the store .*store\.sqlite is damaged \(.+\); nothing was written to it\. Restore a copy, or certify again"
 
 
@@ -274,9 +283,24 @@ DAMAGED = r"^the store .*store\.sqlite is damaged \(.+\); nothing was written to
         (lambda path: path.write_bytes(os.urandom(10_000)), DAMAGED),
         (no_store, r"store\.sqlite is an SQLite file, but not a certificate store$"),
         (pragma("application_id = 7"), r"store\.sqlite is an SQLite file, but not a certificate store$"),
-        (pragma("user_version = 3"), r"store\.sqlite: need schema 1 or 2; got 3$"),
+        (pragma("user_version = 4"), r"store\.sqlite: need a schema from 1 to 3; got 4$"),
+        (pragma("user_version = 0"), r"store\.sqlite: need a schema from 1 to 3; got 0$"),
+        (acting, r"store\.sqlite: need tables alone, as this library writes them; got 'raise_radii'$"),
     ],
-    ids=["half", "tail lost", "header alone", "header", "pages", "text", "noise", "other", "application", "schema"],
+    ids=[
+        "half",
+        "tail lost",
+        "header alone",
+        "header",
+        "pages",
+        "text",
+        "noise",
+        "other",
+        "application",
+        "later",
+        "none",
+        "trigger",
+    ],
 )
 def test_a_file_that_is_no_store_is_refused_and_left_alone(
     path: Path, create: bool, harm: Callable[[Path], None], message: str
@@ -309,7 +333,9 @@ def test_an_empty_file_is_a_store_only_where_one_may_be_made(path: Path) -> None
 
 
 def test_a_folder_is_no_store(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"^cannot use the store .*: unable to open database file$"):
+    with pytest.raises(
+        InputError, match=r"^cannot use the store .*: unable to open database file; need a file, in a folder"
+    ):
         Store(tmp_path)
 
 
@@ -524,7 +550,7 @@ def test_writing_to_a_file_of_the_first_schema_brings_it_up_to_date(
 ) -> None:
     with Store(first) as store:
         write(store)
-    assert version(first) == 2
+    assert version(first) == 3
     with Store(first) as store:
         (results,) = store.results()
         assert results.certificate.radius.tolist()[:2] == [0.1 + 0.2, 0.5]
