@@ -1,8 +1,7 @@
 """Attack the examples of a data set into a store, from where an earlier attempt stopped."""
 
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from analysis.attacks.attacked import Attack
-from analysis.evaluation import Climbed, Rung, blocks, classify, climb, describe, explicit
+from analysis.evaluation import Rung, blocks, classify, climb, describe, explicit
 from certify.campaign.attack_rows import AttackResults, AttackRows, open_attack_run
+from certify.campaign.executor import Executor, Portable, Serial
 from certify.campaign.progress import progress
 from certify.campaign.runner import environment, select
 from certify.campaign.store import Store
@@ -38,6 +38,7 @@ def attack_campaign(
     seed: int = 0,
     block: int = BLOCK,
     add: bool = False,
+    executor: Executor = Serial(),
 ) -> AttackResults:
     """Run a ladder of attacks on the chosen examples and store what it found, block by block.
 
@@ -57,6 +58,7 @@ def attack_campaign(
         block: Examples attacked together, and per transaction. Like `indices` part of the settings: both decide which
             examples share a batch, on which the last bits of a network's outputs depend.
         add: Allow a run with other settings beside those in the store.
+        executor: Who computes the blocks; the numbers do not depend on it. This process alone writes to the store.
 
     Returns: All rows of this run, those of earlier sessions included.
 
@@ -66,7 +68,8 @@ def attack_campaign(
     if block < 1 or not attacks:
         raise InputError(f"need at least one attack and block >= 1; got {len(attacks)}, {block}")
     x, y, ids = select(data, indices)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    ladder = _Ladder(tuple(attacks), Portable(model), threat)
+    device = ladder.device
     classify(model, x[:1].to(device), y[:1].to(device), threat)  # refuses what does not fit before a file is made
     settings = {
         "model": names[0],
@@ -83,32 +86,56 @@ def attack_campaign(
         "threads": torch.get_num_threads(),
     }
     root = Stream(seed)
+
+    def item(b: slice) -> _Item:
+        # A view would pickle all that it is a view of.
+        return x[b].clone(), y[b].clone(), ids[b], root.child(ids[b.start])
+
     with Store(store, create=True) as file:
-        record = open_attack_run(file, settings, environment(device), add=add)
+        record = open_attack_run(file, settings, {**environment(device), "executor": repr(executor)}, add=add)
         done = record.done()
         pending = [b for b in blocks(len(ids), block) if not done.issuperset(ids[b])]
         left = sum(b.stop - b.start for b in pending)
-        with progress(f"attack {names[1]}", total=len(ids), done=len(ids) - left) as bar:
-            for b in pending:
-                started = time.perf_counter()
-                x_block, y_block = x[b].to(device), y[b].to(device)
-                found = climb(model, x_block, y_block, attacks, threat=threat, rng=root.child(ids[b.start]))
-                record.append(_rows(found, ids[b], y[b], time.perf_counter() - started))
-                bar.advance(b.stop - b.start)
+        if pending:
+            with (
+                progress(f"attack {names[1]}", total=len(ids), done=len(ids) - left) as bar,
+                executor(ladder) as results,
+            ):
+                for _, rows, seconds in results(map(item, pending)):
+                    record.append(replace(rows, seconds=np.full(len(rows), seconds / len(rows))))
+                    bar.advance(len(rows))
         return record.results()
 
 
-def _rows(found: Climbed, ids: Sequence[int], y: Tensor, seconds: float) -> AttackRows:
-    return AttackRows(
-        example=np.array(ids, np.int64),
-        label=y.cpu().numpy(),
-        prediction=found.prediction.numpy(),
-        distance=found.distance.numpy(),
-        broken_by=found.broken_by.numpy(),
-        forwards=found.forwards.numpy(),
-        backwards=found.backwards.numpy(),
-        seconds=np.full(len(ids), seconds / len(ids)),
-    )
+_Item = tuple[Tensor, Tensor, Sequence[int], Stream]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Ladder:
+    """Attack a block; the rows are without their seconds."""
+
+    attacks: tuple[Attack, ...]
+    network: Portable
+    threat: Threat
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.device
+
+    def __call__(self, item: _Item) -> AttackRows:
+        x, y, ids, rng = item
+        x, y = x.to(self.device), y.to(self.device)
+        found = climb(self.network.model, x, y, self.attacks, threat=self.threat, rng=rng)
+        return AttackRows(
+            example=np.array(ids, np.int64),
+            label=y.cpu().numpy(),
+            prediction=found.prediction.numpy(),
+            distance=found.distance.numpy(),
+            broken_by=found.broken_by.numpy(),
+            forwards=found.forwards.numpy(),
+            backwards=found.backwards.numpy(),
+            seconds=np.zeros(len(ids)),
+        )
 
 
 def describe_results(results: AttackResults, *, rho: float = 0.05) -> str:

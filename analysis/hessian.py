@@ -119,6 +119,16 @@ class Hessian:
         Raises:
             InputError: the shape is wrong, or what `gradient` refuses.
         """
+        total = self.sums(v)
+        self.products += v.shape[1]
+        return total / self._n
+
+    def sums(self, v: Tensor) -> Tensor:
+        """The sum over examples of H_i V, of which `matmat` is the mean: what adds up over parts of a data set.
+
+        Raises:
+            InputError: as `matmat`.
+        """
         if v.ndim != 2 or v.shape[0] != self.shape[0]:
             raise InputError(f"need a matrix of {self.shape[0]} rows; got {tuple(v.shape)}")
         columns = [list(self.as_parameters(column).values()) for column in v.T]
@@ -126,8 +136,7 @@ class Hessian:
         for gradients in self._graphs():
             for row, column in zip(total, columns, strict=True):
                 row += self._second(gradients, column)
-        self.products += v.shape[1]
-        return self._mean(total).T
+        return self._finite(total).T
 
     def gradient(self) -> Tensor:
         """The gradient of the mean loss, (p,) float64.
@@ -138,11 +147,12 @@ class Hessian:
         total = torch.zeros(self.shape[0], dtype=torch.float64, device=self.device)
         for x, y in self._batches:
             total += _flat(self._first(x, y, create_graph=False))
-        return self._mean(total)
+        return self._finite(total) / self._n
 
     def as_parameters(self, v: Tensor) -> dict[str, Tensor]:
         """The entries of a vector (p,) by parameter, in the parameters' shapes and the operator's dtype."""
-        parts = v.to(self.device, self.dtype).split([t.numel() for t in self._theta])
+        # On how a vector lies in memory the last bits of a product may depend.
+        parts = v.to(self.device, self.dtype).contiguous().split([t.numel() for t in self._theta])
         return {k: part.view_as(t) for k, part, t in zip(self.names, parts, self._theta, strict=True)}
 
     def _graphs(self) -> Iterator[Sequence[Tensor]]:
@@ -180,10 +190,11 @@ class Hessian:
         # The graph goes when its last reference does; until then the next direction uses it.
         return _flat(torch.autograd.grad(outputs, self._theta, vectors, retain_graph=True, materialize_grads=True))
 
-    def _mean(self, total: Tensor) -> Tensor:
+    @staticmethod
+    def _finite(total: Tensor) -> Tensor:
         if not bool(torch.isfinite(total).all()):
             raise InputError("a derivative of the loss is NaN or infinite: the loss or the network is not smooth here")
-        return total / self._n
+        return total
 
 
 def _chosen(model: nn.Module, parameters: Choice) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""python -m certify run | verify | table | compare | import | export | audit."""
+"""python -m certify run | verify | verify-property | table | compare | cost | import | export | salvage | audit."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,11 +7,25 @@ import typer
 
 from certify.adaptive import AdaptiveSmoothing, ToleranceSmoothing
 from certify.campaign.audit import audit_log, describe
-from certify.campaign.cli import make_app, make_noise, parse_device, parse_radii, start
+from certify.campaign.cli import (
+    AddressOption,
+    ExecutorOption,
+    WorkersOption,
+    make_app,
+    make_executor,
+    make_noise,
+    parse_device,
+    parse_radii,
+    start,
+)
+from certify.campaign.cost import cost_of, render_costs
 from certify.campaign.logs import export_log, read_log
+from certify.campaign.onnx import load_network
+from certify.campaign.property_command import verify_property
 from certify.campaign.runner import Method
 from certify.campaign.runner import run as run_campaign
 from certify.campaign.runner import verify as verify_campaign
+from certify.campaign.salvage import salvage
 from certify.campaign.store import Store
 from certify.campaign.tables import (
     Format,
@@ -34,6 +48,7 @@ from certify.verified_radius import Bisection
 from certify.voting import Execution, Precision
 
 app = make_app(__doc__)
+app.command()(verify_property)
 MethodName = Literal["fixed", "randomized", "adaptive", "tolerance", "renyi", "split"]
 VerifierName = Literal["ibp", "crown-ibp", "fast-lin", "crown", "alpha-crown"]
 _BATCH = {"adaptive": 64, "tolerance": 64}  # examples leave a sequential batch one by one; a large one stays full
@@ -97,8 +112,12 @@ def run(
     rows: Annotated[int, typer.Option(help="noisy copies per forward pass; thousands on a GPU")] = Execution().rows,
     batch: Annotated[int | None, typer.Option(help="examples per transaction; numbers do not depend on it")] = None,
     add: Annotated[bool, typer.Option(help="allow a second run beside the one in the store")] = False,
+    executor: ExecutorOption = "serial",
+    workers: WorkersOption = None,
+    address: AddressOption = None,
 ) -> None:
     """Certify a data set by randomized smoothing, into a store that survives interruption."""
+    by = make_executor(executor, workers, address)
     examples = resolve(data)(split=split)
     smoothing = make_noise(noise, scale, examples.x[0].numel())
     certifier = make_method(method, smoothing, scale, n0, n, alpha, runner_up, radii, tolerance)
@@ -115,6 +134,7 @@ def run(
         execution=execution,
         batch=_BATCH.get(method, _FIXED_BATCH) if batch is None else batch,
         add=add,
+        executor=by,
     )
     typer.echo(f"{len(results.example)} certificates in {store}", err=True)
 
@@ -136,11 +156,12 @@ def make_verifier(name: VerifierName, threat: Threat) -> IBP | CROWN:
 
 @app.command()
 def verify(
-    model: Annotated[str, typer.Option(help="package.module:callable, () -> nn.Module")],
-    weights: Annotated[Path, typer.Option(help="safetensors file")],
     data: Annotated[str, typer.Option(help="package.module:callable, (split) -> Data")],
     eps: Annotated[float, typer.Option(help="budget in input units; with --largest the most that is tried")],
     store: Annotated[Path, typer.Option(help="SQLite file; an existing one is resumed")],
+    model: Annotated[str | None, typer.Option(help="package.module:callable, () -> nn.Module; with --weights")] = None,
+    weights: Annotated[Path | None, typer.Option(help="safetensors file")] = None,
+    onnx: Annotated[Path | None, typer.Option(help="an ONNX network, in place of --model and --weights")] = None,
     method: Annotated[VerifierName, typer.Option(help="intervals, or linear bounds of rising cost")] = "ibp",
     norm: Annotated[Norm, typer.Option(help="Linf, L2 or L1")] = "Linf",
     largest: Annotated[bool, typer.Option("--largest", help="bisect for each example's largest radius")] = False,
@@ -150,19 +171,25 @@ def verify(
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     batch: Annotated[int, typer.Option(help="examples per transaction")] = 100,
     add: Annotated[bool, typer.Option(help="allow a second run beside the one in the store")] = False,
+    executor: ExecutorOption = "serial",
+    workers: WorkersOption = None,
+    address: AddressOption = None,
 ) -> None:
     """Verify a data set without chance, by interval or linear bounds, into a store that survives interruption."""
+    by = make_executor(executor, workers, address)
     verifier = make_verifier(method, Threat(norm, eps))
-    network = load_weights(resolve(model)(), weights).to(parse_device(device))
+    examples = resolve(data)(split=split)
+    network, name = load_network(model, weights, onnx, examples.x.shape[1:])
     results = verify_campaign(
         store,
         Bisection(verifier, steps) if largest else verifier,
-        network,
-        resolve(data)(split=split),
-        names=(model, f"{data} {split}"),
+        network.to(parse_device(device)),
+        examples,
+        names=(name, f"{data} {split}"),
         indices=indices,
         batch=batch,
         add=add,
+        executor=by,
     )
     verified = int((results.certificate.radius > 0).sum())
     typer.echo(f"{verified} of {len(results.example)} verified, in {store}", err=True)
@@ -220,6 +247,17 @@ def audit_logs(
     typer.echo("\n".join(describe(audit) for audit in audits), nl=False)
 
 
+@app.command("salvage")
+def salvage_store(
+    damaged: Annotated[Path, typer.Argument(help="a store that is refused as damaged")],
+    out: Annotated[Path, typer.Argument(help="the new store")],
+) -> None:
+    """Take those certificates of a damaged store that are as they were written over into a new one."""
+    end = salvage(damaged, out)
+    rest = "" if end.complete else "; some could not be read"
+    typer.echo(f"{end.kept} rows kept, {end.refused} refused{rest}, in {out}", err=True)
+
+
 @app.command("import")
 def import_log(
     logs: Annotated[list[Path], typer.Argument(help="published tab-separated logs")],
@@ -231,6 +269,21 @@ def import_log(
         for log in published:
             file.add_log(log)
             typer.echo(f"{log.name}: {len(log.example)} rows, {int(log.correct.sum())} correct", err=True)
+
+
+@app.command()
+def cost(
+    stores: Annotated[list[Path], typer.Argument(help="certificate stores; their rows say what they took")],
+    price: Annotated[float, typer.Option(help="dollars for one hour of one worker, such as a GPU-hour")],
+    workers: Annotated[int, typer.Option(help="workers at a time")] = 1,
+    times: Annotated[float, typer.Option(help="seconds per image of what is asked about, over those measured")] = 1.0,
+) -> None:
+    """Passes, seconds and dollars per thousand images, from what a campaign took."""
+    costs = []
+    for store in stores:
+        with Store(store) as file:
+            costs += [cost_of(r, price=price, workers=workers, times=times) for r in file.results()]
+    typer.echo(render_costs(costs), nl=False)
 
 
 @app.command()

@@ -159,10 +159,36 @@ class CROWN:
         """
         check_model(model)
         eps = torch.full((len(x),), self.threat.eps, dtype=torch.float64) if eps is None else eps
-        optimized = self.slopes == "optimized"
-        with torch.inference_mode(False), torch.set_grad_enabled(optimized), _quiet():
+        with torch.inference_mode(False), torch.set_grad_enabled(self.slopes == "optimized"), _quiet():
             network = _Network(model, x[: self.batch], self)
             parts = [network.margins(x[rows], y[rows], eps[rows]) for rows in torch.arange(len(x)).split(self.batch)]
+        return torch.cat(parts)
+
+    def box_bounds(self, model: nn.Module, lower: Tensor, upper: Tensor, rows: Tensor) -> Tensor:
+        """Bound linear functions of the logits over boxes from below; of the threat, its norm alone plays a part.
+
+        Proves: For every input in box i, rows @ logits is at least row i of the result; in float32, up to rounding.
+
+        Args:
+            model: As for `__call__`.
+            lower: (n, ...) ends of the boxes; rounded down to float32.
+            upper: Likewise; rounded up.
+            rows: (k, classes).
+
+        Returns: (n, k) float32.
+
+        Raises:
+            InputError: training mode, or a norm other than Linf.
+            UnsupportedModule, ImportError: as for `__call__`.
+        """
+        check_model(model)
+        if self.threat.norm != "Linf":
+            raise InputError(f"need a threat in Linf to bound over boxes; got {self.threat.norm}")
+        lower, upper = -_up(-lower), _up(upper)
+        with torch.inference_mode(False), torch.set_grad_enabled(self.slopes == "optimized"), _quiet():
+            network = _Network(model, lower[: self.batch], self)
+            ends = zip(lower.split(self.batch), upper.split(self.batch), strict=True)
+            parts = [network.over_boxes(low, high, rows) for low, high in ends]
         return torch.cat(parts)
 
 
@@ -185,7 +211,10 @@ class _Network:
 
     def __init__(self, model: nn.Module, example: Tensor, method: CROWN) -> None:
         self.method, self.threat = method, method.threat
-        self.normalize, rest = _without_normalizer(copy.deepcopy(model).float().requires_grad_(False))
+        own = copy.deepcopy(model).float().requires_grad_(False)
+        # auto_LiRPA takes views that channels-last weights do not have.
+        own = own.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+        self.normalize, rest = _without_normalizer(own)
         self.like = next(iter(rest.parameters()), example.float())
         example = example.to(self.like)
         with torch.no_grad():
@@ -234,10 +263,19 @@ class _Network:
         other = torch.arange(self.classes, device=y.device) != y[:, None]
         identity = torch.eye(self.classes).to(self.like)
         rows = (identity[y][:, None] - identity)[other].view(len(x), self.classes - 1, self.classes)
-        found = self.bounded.compute_bounds(x=(ball,), C=rows, bound_upper=False, method=self._name())[0].detach()
+        found = self._lower(ball, rows)
         result = torch.zeros(len(x), self.classes).to(found)
         result[other] = found.flatten()
         return result
+
+    def over_boxes(self, lower: Tensor, upper: Tensor, rows: Tensor) -> Tensor:
+        """(n, k) lower bounds on rows @ logits."""
+        low, high = (self.normalize(end.to(self.like)) for end in (lower, upper))
+        ball = self._perturbed((low + high) / 2, low, high, torch.zeros(len(low)).to(low))
+        return self._lower(ball, rows.to(self.like).expand(len(low), *rows.shape))
+
+    def _lower(self, ball: Tensor, rows: Tensor) -> Tensor:
+        return self.bounded.compute_bounds(x=(ball,), C=rows, bound_upper=False, method=self._name())[0].detach()
 
     def _name(self) -> str:
         if self.method.slopes == "optimized":

@@ -23,7 +23,7 @@ from analysis.commands.options import (
     SplitOption,
     WeightsOption,
 )
-from certify.campaign.cli import parse_device
+from certify.campaign.cli import AddressOption, ExecutorOption, WorkersOption, make_executor, parse_device
 from certify.campaign.weights import load_weights, resolve
 from certify.threat import Norm, Threat
 
@@ -51,8 +51,12 @@ def attack(
     block: BlockOption = BLOCK,
     store: Annotated[Path | None, typer.Option(help="SQLite file; an existing one is resumed")] = None,
     add: Annotated[bool, typer.Option(help="allow a second run beside the one in the store")] = False,
+    executor: ExecutorOption = "serial",
+    workers: WorkersOption = None,
+    address: AddressOption = None,
 ) -> None:
     """Robust accuracy under a ladder of attacks, each on the survivors of the ones before."""
+    by = make_executor(executor, workers, address)
     examples = resolve(data)(split=split)
     results = attack_campaign(
         IN_MEMORY if store is None else store,
@@ -65,5 +69,6 @@ def attack(
         seed=seed,
         block=block,
         add=add,
+        executor=by,
     )
     typer.echo(describe_results(results))

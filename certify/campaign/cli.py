@@ -1,11 +1,19 @@
 """What the command lines share."""
 
+from typing import Annotated, Literal
+
 import torch
 import typer
 
+from certify.campaign.executor import Executor, Serial
 from certify.errors import InputError
 from certify.lattice import RoundedGaussian
 from certify.noise import Gaussian, Laplace, Noise, Uniform
+
+ExecutorName = Literal["serial", "ray"]
+ExecutorOption = Annotated[ExecutorName, typer.Option(help="this process, or workers of a Ray cluster")]
+WorkersOption = Annotated[int | None, typer.Option(help="of the executor ray; else as many as there is room for")]
+AddressOption = Annotated[str | None, typer.Option(help="of a running Ray cluster; else one on this machine")]
 
 
 def make_app(text: str | None) -> typer.Typer:
@@ -22,6 +30,23 @@ def start(app: typer.Typer) -> None:
     except (InputError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise SystemExit(2) from None
+
+
+def make_executor(name: ExecutorName, workers: int | None, address: str | None) -> Executor:
+    """The executor of that name; from here on, a program that uses workers computes with one thread, as they do.
+
+    Raises:
+        InputError: ray is not installed, or workers or an address are given where there are none.
+    """
+    if name == "serial":
+        if workers is not None or address is not None:
+            raise InputError("--workers and --address are for --executor ray; got serial")
+        return Serial()
+    from certify.campaign.ray_executor import RayWorkers  # only here: the extra may not be installed
+
+    executor = RayWorkers(workers, address)
+    torch.set_num_threads(1)
+    return executor
 
 
 def parse_device(name: str) -> torch.device:

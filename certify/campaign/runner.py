@@ -2,8 +2,8 @@
 
 import os
 import platform
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from certify.campaign.executor import Executor, Portable, Serial, Work
 from certify.campaign.progress import progress
 from certify.campaign.store import Results, Store
 from certify.campaign.weights import Data, model_digest, tensor_digest
@@ -47,6 +48,7 @@ def select(data: Data, indices: str) -> tuple[Tensor, Tensor, list[int]]:
             raise ValueError
     except ValueError:
         raise InputError(f"need indices start:stop:step with step >= 1, such as 0:10000:20; got {indices!r}") from None
+    chosen = slice(*chosen.indices(len(data.id)))  # torch takes no bounds beyond 64 bits
     ids = data.id[chosen].tolist()
     if not ids:
         raise InputError(f"need at least one example; {indices!r} selects none of {len(data.id)}")
@@ -65,6 +67,7 @@ def run(
     execution: Execution | None = None,
     batch: int = 8,
     add: bool = False,
+    executor: Executor = Serial(),
 ) -> Results:
     """Certify the chosen examples and store each; rows already there are not computed again.
 
@@ -79,6 +82,7 @@ def run(
         execution: How the base classifier is evaluated.
         batch: Examples per transaction; the numbers do not depend on it.
         add: Allow a run with other settings beside those in the store.
+        executor: Who computes the batches; the numbers do not depend on it. This process alone writes to the store.
 
     Returns: All rows of this run, those of earlier sessions included.
 
@@ -86,18 +90,44 @@ def run(
         InputError: the store holds other settings, or an input is wrong. Rows written so far stay.
     """
     x, y, ids = select(data, indices)
-    base = BaseClassifier(model, x[:1], execution)
+    votes = _Votes(method, Portable(model), x[:1].clone(), execution)  # a view would pickle all that it is a view of
     settings = {
-        **_settings(method, model, data, names, base.device),
-        "execution": repr(base.execution),
+        **_settings(method, model, data, names, votes.device),
+        "execution": repr(votes.base.execution),
         "seed": seed,
     }
     root = Stream(seed)
 
-    def certify(rows: list[int]) -> Certificate:
-        return method(base, x[rows], rng=[root.child(ids[i]) for i in rows])
+    def item(rows: list[int]) -> tuple[Tensor, list[Stream]]:
+        return x[rows], [root.child(ids[i]) for i in rows]
 
-    return _record(store, settings, certify, y, ids, base.device, batch=batch, add=add)
+    return _record(store, settings, votes, item, y, ids, batch=batch, add=add, executor=executor)
+
+
+class _Votes:
+    """Certify a batch by votes. Where it travels, the classifier is made ready anew: compiled code stays behind."""
+
+    def __init__(self, method: Method, network: Portable, example: Tensor, execution: Execution | None) -> None:
+        self.base = BaseClassifier(network.model, example, execution)
+        self._method, self._network, self._example = method, network, example
+
+    @property
+    def device(self) -> torch.device:
+        return self.base.device
+
+    def __call__(self, item: tuple[Tensor, list[Stream]]) -> Certificate:
+        x, streams = item
+        return self._method(self.base, x, rng=streams)
+
+    def __reduce__(self) -> tuple[Callable[..., "_Votes"], tuple[Method, Portable, Tensor, Execution]]:
+        return _ready, (self._method, self._network, self._example, self.base.execution)
+
+
+def _ready(method: Method, network: Portable, example: Tensor, execution: Execution) -> _Votes:
+    votes = _Votes(method, network, example, execution)
+    if votes.base.execution != execution:
+        raise InputError(f"need workers that evaluate as the settings say, {execution}; got {votes.base.execution}")
+    return votes
 
 
 def verify(
@@ -110,6 +140,7 @@ def verify(
     indices: str = ":",
     batch: int = 100,
     add: bool = False,
+    executor: Executor = Serial(),
 ) -> Results:
     """Verify the chosen examples by a method without chance and store each; rows already there are not computed again.
 
@@ -122,6 +153,7 @@ def verify(
         indices: Which examples, as a slice.
         batch: Examples per transaction.
         add: Allow a run with other settings beside those in the store.
+        executor: Who computes the batches; the numbers do not depend on it. This process alone writes to the store.
 
     Returns: All rows of this run, those of earlier sessions included.
 
@@ -130,12 +162,24 @@ def verify(
         UnsupportedModule: the method has no rule for a layer.
     """
     x, y, ids = select(data, indices)
-    device = next(iter(model.parameters()), x).device
+    work = _Verification(method, Portable(model))
+    settings = _settings(method, model, data, names, work.device)
+    return _record(store, settings, work, x.__getitem__, y, ids, batch=batch, add=add, executor=executor)
 
-    def certify(rows: list[int]) -> Certificate:
-        return method(model, x[rows].to(device))
 
-    return _record(store, _settings(method, model, data, names, device), certify, y, ids, device, batch=batch, add=add)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Verification:
+    """Verify a batch."""
+
+    method: Method
+    network: Portable
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.device
+
+    def __call__(self, x: Tensor) -> Certificate:
+        return self.method(self.network.model, x.to(self.device))
 
 
 def _settings(
@@ -156,30 +200,28 @@ def _settings(
 def _record(
     store: str | Path,
     settings: dict[str, Any],
-    certify: Callable[[list[int]], Certificate],
+    work: Work,
+    item: Callable[[list[int]], Any],
     y: Tensor,
     ids: list[int],
-    device: torch.device,
     *,
     batch: int,
     add: bool,
+    executor: Executor,
 ) -> Results:
     """Certify what has no row yet, a batch of positions at a time, each one transaction."""
     if batch < 1:
         raise InputError(f"need batch >= 1; got {batch}")
     with Store(store, create=True) as file:
-        record = file.open_run(settings, environment(device), add=add)
+        record = file.open_run(settings, {**environment(work.device), "executor": repr(executor)}, add=add)
         done = record.done()
         pending = [i for i, e in enumerate(ids) if e not in done]
-        with progress(f"certify {settings['data']}", total=len(ids), done=len(ids) - len(pending)) as bar:
-            for rows in _batches(pending, batch):
-                started = time.perf_counter()
-                certificate = certify(rows)
-                seconds = time.perf_counter() - started
-                record.append(certificate, [ids[i] for i in rows], y[rows].tolist(), seconds)
-                bar.advance(len(rows))
+        batches = [pending[i : i + batch] for i in range(0, len(pending), batch)]
+        if batches:
+            label = f"certify {settings['data']}"
+            with progress(label, total=len(ids), done=len(ids) - len(pending)) as bar, executor(work) as results:
+                for number, certificate, seconds in results(map(item, batches)):
+                    rows = batches[number]
+                    record.append(certificate, [ids[i] for i in rows], y[rows].tolist(), seconds)
+                    bar.advance(len(rows))
         return next(r for r in file.results() if r.settings == settings)
-
-
-def _batches(items: Sequence[int], size: int) -> list[list[int]]:
-    return [list(items[i : i + size]) for i in range(0, len(items), size)]

@@ -2,7 +2,7 @@
 
 import sys
 
-from tests.benchmarks import attacks, curvature, samples, training, verification, votes, wallclock
+from tests.benchmarks import attacks, cluster, curvature, samples, training, verification, votes, wallclock
 
 BENCHMARKS = {
     "votes": votes.main,
@@ -12,6 +12,7 @@ BENCHMARKS = {
     "verification": verification.main,
     "training": training.main,
     "curvature": curvature.main,
+    "cluster": cluster.main,
 }
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -159,6 +160,18 @@ def test_a_batch_is_its_examples(norm: Norm, kind: str) -> None:
     for i in (1, 4):
         alone = CROWN(Threat(norm, float(eps[i])), **KINDS[kind]).margins(model, x[i : i + 1], y[i : i + 1])
         torch.testing.assert_close(alone[0], together[i], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["adaptive", "ibp"])
+def test_the_layout_of_the_weights_changes_nothing(kind: str) -> None:
+    torch.manual_seed(0)
+    pooled = (nn.Conv2d(1, 3, 3), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.ReLU())
+    model = nn.Sequential(*pooled, nn.Flatten(), nn.Linear(16, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
+    x, y, method = torch.rand(2, 1, 14, 14, generator=seeded()), torch.tensor([0, 1]), CROWN(Threat("Linf", 0.02))
+    method = replace(method, **KINDS[kind])
+    contiguous = method.margins(model, x, y)
+    last = model.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(method.margins(last, x, y), contiguous, rtol=0, atol=1e-6)
 
 
 def test_the_caller_keeps_everything() -> None:

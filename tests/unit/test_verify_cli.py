@@ -1,12 +1,14 @@
 """python -m certify verify: deterministic campaigns beside smoothed ones."""
 
+import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from certify import IBP, Threat
+from certify import IBP, InputError, Threat
 from certify.__main__ import app, make_verifier
 from certify.campaign.store import Store
 from certify.campaign.weights import load_weights
@@ -82,3 +84,30 @@ def test_linear_bounds_verify_what_intervals_do(weights: Path, tmp_path: Path) -
             radii.append(file.results()[0].certificate.radius)
     assert (radii[1] >= radii[0]).all()
     assert radii[1].sum() > radii[0].sum()
+
+
+def test_an_onnx_network_has_the_bounds_of_its_module(weights: Path, tmp_path: Path) -> None:
+    if not (find_spec("onnx") and find_spec("onnx2torch")):
+        pytest.skip("onnx2torch is not installed")
+    model, file = load_weights(digits_mlp(), weights).eval(), tmp_path / "net.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates this exporter, and has no other without a warning
+        torch.onnx.export(
+            model, (digits("test").x[:1],), str(file), dynamo=False, dynamic_axes={"x": [0]}, input_names=["x"]
+        )
+    verify(weights, tmp_path / "module.sqlite", "--eps", "0.02")
+    words = ["verify", "--onnx", str(file), "--data", "paper_repro.data:digits", "--indices", "0:60", "--eps", "0.02"]
+    result = runner.invoke(app, [*words, "--store", str(tmp_path / "onnx.sqlite")], catch_exceptions=False)
+    assert result.exit_code == 0
+    found = []
+    for name in ("module", "onnx"):
+        with Store(tmp_path / f"{name}.sqlite") as held:
+            found.append(held.results()[0].certificate)
+    assert torch.equal(found[0].radius, found[1].radius)
+    assert torch.equal(found[0].prediction, found[1].prediction)
+
+
+def test_a_network_is_named_in_one_way(tmp_path: Path) -> None:
+    words = ["verify", "--data", "paper_repro.data:digits", "--eps", "0.02", "--store", str(tmp_path / "a.sqlite")]
+    with pytest.raises(InputError, match="need --model and --weights, or --onnx alone"):
+        runner.invoke(app, words, catch_exceptions=False)
