@@ -13,8 +13,10 @@ from figures.boundary_distance import boundary_distance
 from figures.certificates_compared import certificates_compared
 from figures.certified_accuracy import certified_accuracy
 from figures.compare import compare
+from figures.everything_command import all_command
 from figures.input_surface import input_surface
 from figures.linear_threshold import linear_threshold
+from figures.report_command import report_command
 from figures.scattering import scattering
 from figures.spectral_density import spectral_density
 from figures.weight_surface import weight_surface
@@ -117,6 +119,10 @@ def spectral_density_command(
 def certificates_compared_command(out: Annotated[Path, typer.Option(help="folder for png, pdf, md, csv, tex")]) -> None:
     """The radius that each smoothing bound proves from the same votes."""
     typer.echo(f"{len(certificates_compared(out))} files in {out}", err=True)
+
+
+app.command("all")(all_command)
+app.command("report")(report_command)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from certify.campaign.tables import Format, Row, read_source, render, row_of
@@ -35,13 +36,23 @@ def certified_accuracy(sources: Sequence[Path], out: Path, radii: Sequence[float
     return write("certified_accuracy", out, lambda figure: _draw(figure, curves), table)
 
 
+def draw_curve(axes: Axes, row: Row, label: str, style: str = "-") -> None:
+    """One run's observed curve, shaded down to the simultaneous population bound, at the radii it was read at."""
+    a = row.accuracy
+    (line,) = axes.plot(a.radii, a.observed, style, lw=1.6, label=label)
+    axes.fill_between(a.radii, a.band, a.observed, color=line.get_color(), alpha=0.15, lw=0)
+
+
+def describe_curve(row: Row) -> str:
+    """What a legend says of a run beside its name."""
+    a = row.accuracy
+    return f"m = {a.m}, alpha = {a.alpha:g}" + ("" if row.proved else " assumed") + f", ACR {row.acr:.3f}"
+
+
 def _draw(figure: Figure, curves: Sequence[Row]) -> None:
     axes = figure.subplots()
     for row in curves:
-        a = row.accuracy
-        alpha = f"alpha = {a.alpha:g}" + ("" if row.proved else " assumed")
-        (line,) = axes.plot(a.radii, a.observed, lw=1.6, label=f"{row.name}: m = {a.m}, {alpha}, ACR {row.acr:.3f}")
-        axes.fill_between(a.radii, a.band, a.observed, color=line.get_color(), alpha=0.15, lw=0)
+        draw_curve(axes, row, f"{row.name}: {describe_curve(row)}")
     rho = curves[0].accuracy.rho
     norms = sorted({row.norm for row in curves})
     axes.set(

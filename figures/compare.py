@@ -143,7 +143,7 @@ def short(method: str) -> str:
     kind = {"fast_lin": " (Fast-Lin)", "optimized": " (optimised slopes)"}.get(slopes[1] if slopes else "", "")
     if name == "CROWN" and "intermediate='ibp'" in fields:
         name = "CROWN-IBP"
-    eps = re.search(r"eps=([0-9.e-]+)", fields)
+    eps = re.search(r"\beps=([0-9.e-]+)", fields)
     fixed = "" if method.startswith("Bisection") or eps is None else f" at {float(eps[1]):g}"
     return f"{name}{kind}{fixed}"
 
@@ -197,10 +197,13 @@ def accuracy(line: Line, norm: str, radius: float) -> int | None:
         return None
     if line.eps is None:
         return int((line.scores[norm] >= radius).sum())
-    if radius > line.eps:
-        return None
+    return None if radius > line.eps else unbroken(line.scores[norm], radius, line.eps)
+
+
+def unbroken(distance: FloatArray, radius: float, eps: float) -> int:
+    """How many examples no attack of budget eps broke within a radius of at most that."""
     # At the budget itself a counterexample's distance may exceed it by its rounding: all that was found counts.
-    return int((np.isinf(line.scores[norm]) if radius == line.eps else line.scores[norm] > radius).sum())
+    return int((np.isinf(distance) if radius >= eps else distance > radius).sum())
 
 
 def _table(lines: Sequence[Line], rho: float) -> tuple[list[str], list[list[str]]]:
@@ -296,9 +299,9 @@ def _draw(figure: Figure, lines: Sequence[Line], dimension: int) -> None:
 def _draw_line(axes: Axes, line: Line, norm: Norm, methods: Sequence[str]) -> None:
     m = len(line.examples)
     if line.eps is not None:
-        hits = accuracy(line, norm, line.eps)
-        if hits is not None:
-            axes.plot([line.eps], [hits / m], "v", color="black", ms=5, clip_on=False)
+        # A search for the nearest error has the whole box as its budget: its marks stand at the table's radii.
+        radii = [r for r in RADII[norm] if norm in line.scores and r <= line.eps]
+        axes.plot(radii, [(accuracy(line, norm, r) or 0) / m for r in radii], "v", color="black", ms=5, clip_on=False)
         return
     grid = np.linspace(0, max(RADII[norm]) * 1.1, _POINTS)
     shares = [(accuracy(line, norm, r) or 0) / m for r in grid]

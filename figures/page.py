@@ -43,8 +43,18 @@ def write(name: str, out: Path, draw: Callable[[Figure], None], table: Callable[
         for file in pictures:
             # No date in the file: the same data gives the same bytes.
             figure.savefig(file, metadata={"CreationDate": None} if file.suffix == ".pdf" else None)
+            figure.set_layout_engine("none")  # the second file keeps the places of the first
+    return [*pictures, *write_table(name, out, table)]
+
+
+def write_table(name: str, out: Path, table: Callable[[Format], str]) -> list[Path]:
+    """Write `name`.md, .csv and .tex into a folder, made where missing.
+
+    Returns: The files.
+    """
+    out.mkdir(parents=True, exist_ok=True)
     tables = []
     for form in get_args(Format):
         tables.append(out / f"{name}.{form}")
         tables[-1].write_text(table(form), encoding="utf-8")
-    return [*pictures, *tables]
+    return tables

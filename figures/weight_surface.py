@@ -90,7 +90,7 @@ def _draw_lines(figure: Figure, records: list[Record]) -> None:
         )
     axes.set(xlabel="distance, in units of the filters' own norms", ylabel="mean cross-entropy", yscale="log")
     axes.axvline(0.0, color="0.4", lw=0.8)
-    figure.legend(loc="outside lower left", fontsize=8)
+    figure.legend(loc="outside lower center", fontsize=8, ncols=3 if len(records) > 4 else 1)
 
 
 def _draw_planes(figure: Figure, records: list[Record]) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from analysis.attacks import PGD
 from analysis.campaign import attack_campaign
-from certify import CROWN, IBP, Contradiction, Gaussian, InputError, Smoothing, Threat
+from certify import CROWN, IBP, Certificate, Contradiction, Deterministic, Gaussian, InputError, Smoothing, Threat
 from certify.campaign.runner import run, verify
 from certify.campaign.store import Store
 from certify.verified_radius import Bisection
@@ -81,10 +81,20 @@ def test_an_attack_says_nothing_beyond_its_budget_or_norm(stores: list[Path]) ->
 
 
 def test_a_contradiction_is_not_drawn(stores: list[Path], tmp_path: Path) -> None:
-    import sqlite3
-
-    with sqlite3.connect(stores[0]) as db:
-        db.execute("UPDATE certificate SET radius = 0.4, prediction = label WHERE run = 1")
+    with Store(stores[0]) as store:
+        first = store.results()[0]
+        m = len(first.label)
+        false = Certificate(
+            prediction=torch.from_numpy(first.label),
+            radius=torch.full((m,), 0.4, dtype=torch.float64),
+            norm="Linf",
+            subject="f",
+            guarantee=Deterministic(),
+            method="Claim()",
+            samples=torch.zeros(m, dtype=torch.int64),
+        )
+        claimed = store.open_run({**first.settings, "method": "Claim()"}, {}, add=True)
+        claimed.append(false, first.example.tolist(), first.label.tolist(), seconds=0.0)
     with pytest.raises(Contradiction, match="is certified to"):
         compare(stores, tmp_path / "out", dimension=64)
 
@@ -109,3 +119,4 @@ def test_short_names() -> None:
     assert short(repr(CROWN(threat, slopes="fast_lin"))) == "CROWN (Fast-Lin) at 0.1"
     assert short(repr(Bisection(CROWN(threat, slopes="optimized"), 5))) == "CROWN (optimised slopes)"
     assert short(repr(Smoothing(Gaussian(0.5)))) == "Smoothing"
+    assert short(repr(PGD(20))) == "PGD", "steps are no eps"

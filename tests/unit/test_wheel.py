@@ -28,7 +28,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_contents(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {n.split("/")[0] for n in names if ".dist-info/" not in n} == PACKAGES
-    assert {"certify/py.typed", "analysis/py.typed"} <= set(names)
+    assert {"certify/py.typed", "analysis/py.typed", "figures/report.html.j2"} <= set(names)
     metadata = next(n for n in names if n.endswith("METADATA"))
     lines = zipfile.ZipFile(wheel).read(metadata).decode().lower().splitlines()
     requirements = [line for line in lines if line.startswith("requires-dist:")]

@@ -1,0 +1,50 @@
+"""Free training: accuracy against the budget of updates, a line for every m, beside plain and PGD training."""
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from figures.captions import about
+from figures.intervals import accuracy
+from figures.marks import SHARES, legend, line, log_axis, style, title
+from paper_repro.recipes.records import Record, Records
+from paper_repro.recipes.statistics import Measured
+
+_APART = 1.06
+"""Lines stand a little apart along the axis, so that their bars do not hide each other."""
+
+
+def draw(figure: Figure, records: Records) -> None:
+    """Draw robust accuracy on the left, clean accuracy on the right."""
+    record = records["grid"]
+    notes = record.notes
+    figure.set_size_inches(9.5, 4.8)
+    panels = figure.subplots(1, 2, sharex=True)
+    for panel, clean in zip(panels, (False, True), strict=True):
+        for k, m in enumerate(notes["replays"]):
+            epochs = [e for e in notes["epochs"] if m <= e]
+            found = [_accuracy(record, f"free m={m}, {e} epochs", clean) for e in epochs]
+            shift = _APART ** (k - (len(notes["replays"]) - 1) / 2)
+            line(panel, [e * shift for e in epochs], found, f"Free, m = {m}", style(k))
+        others = [name for name in notes["names"] if not name.startswith("free")]
+        for k, name in enumerate(others):
+            v, epochs = _accuracy(record, name, clean), _epochs(name)
+            crowded = epochs in notes["epochs"]
+            place = epochs * _APART ** (len(notes["replays"]) / 2 + k) if crowded else epochs
+            look = {"marker": "*" if name.startswith("plain") else style(4 + k)["marker"], "color": "black"}
+            panel.plot([place], [v.value], ls="", ms=7, label=name, clip_on=False, **look)
+            panel.vlines([place], [v.low], [v.high], color="black", lw=1)
+        ticks = sorted({*notes["epochs"], *map(_epochs, others)})
+        log_axis(panel, "x", ticks)
+        panel.set_xlim(ticks[0] / 1.25, ticks[-1] * 1.5)
+        panel.set(xlabel="epochs of updates, replays counted", ylabel="clean accuracy" if clean else "robust accuracy")
+    panels[0].set_ylim(SHARES)
+    title(figure, f"Accuracy by budget and m: {about(record)}")
+    legend(figure, panels[0], 4)
+
+
+def _epochs(name: str) -> int:
+    return int(name.split(", ")[1].split()[0])
+
+
+def _accuracy(record: Record, name: str, clean: bool) -> Measured:
+    return accuracy(record.of("correct", name) if clean else np.isinf(record.of("distance", name)))

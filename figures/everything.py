@@ -1,0 +1,252 @@
+"""Every figure and every table, from the committed records alone."""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from shutil import copyfile
+from tempfile import TemporaryDirectory
+
+from matplotlib.figure import Figure
+
+from analysis.boundary_distance import BoundaryDistances
+from analysis.noise_curve import NoiseCurve
+from analysis.records import read_record
+from certify.campaign.tables import Format, as_text
+from certify.errors import InputError
+from figures.accuracy_in_noise import accuracy_in_noise
+from figures.boundary_distance import boundary_distance
+from figures.certified_accuracy import certified_accuracy
+from figures.compare import compare
+from figures.input_surface import input_surface
+from figures.page import write, write_table
+from figures.recipe_figures import FIGURES, Picture
+from figures.weight_surface import weight_surface
+from paper_repro.recipes import RECIPES, Recipe
+from paper_repro.recipes.execute import MANIFEST, REPORT
+from paper_repro.recipes.records import NotRecorded, Records
+from paper_repro.recipes.report import report
+
+INDEX = "index.md"
+FIRST_SEED = "first_seed"
+"""Folder of the figures that stages record for one seed alone, apart from the tables over all seeds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A table or a picture in the index; without files, the reason why there are none."""
+
+    title: str
+    caption: str
+    files: list[Path] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """What came of the results.
+
+    Attributes:
+        sections: By folder of results, such as "free_at/small", what was written.
+        differing: Committed tables that their records no longer give.
+        skipped: By folder of results, why nothing was written.
+    """
+
+    sections: dict[str, list[Entry]] = field(default_factory=dict)
+    differing: list[Path] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+def everything(results: Path, out: Path) -> Rebuilt:
+    """Write the pictures and tables of every folder of results that has a manifest, and an index of them.
+
+    Args:
+        results: Holds <recipe>/<scale>/ with a manifest.json each. Nothing in it is changed.
+        out: Gets <recipe>/<scale>/ likewise, and index.md.
+
+    Raises:
+        InputError: there is no such folder of results, or a record is damaged.
+    """
+    if not results.is_dir():
+        raise InputError(f"need a folder of results; there is none at {results}")
+    rebuilt = Rebuilt()
+    for manifest in sorted(results.glob(f"*/*/{MANIFEST}")):
+        _rebuild(manifest.parent, out, rebuilt)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / INDEX).write_text(_index(rebuilt, out), encoding="utf-8")
+    return rebuilt
+
+
+def _rebuild(folder: Path, out: Path, rebuilt: Rebuilt) -> None:
+    name, scale = folder.parent.name, folder.name
+    section, target = f"{name}/{scale}", out / name / scale
+    recipe = RECIPES.get(name)
+    if recipe is not None and scale in recipe.scales:
+        rebuilt.sections[section] = [*_of_recipe(recipe, folder, target), *_beside(folder, target)]
+        _check_report(recipe, folder, target, rebuilt)
+    elif recipe is not None:
+        rebuilt.skipped[section] = f"{name} has no scale {scale}"
+    elif name in _OLDER:
+        entry = _OLDER[name](folder, target)
+        rebuilt.sections[section] = [entry]
+        for file in entry.files:
+            committed = folder / file.name
+            if committed.is_file() and committed.read_bytes() != file.read_bytes():
+                rebuilt.differing.append(committed)
+    else:
+        rebuilt.skipped[section] = "no recipe, and no figure is made from what is committed there"
+
+
+def _of_recipe(recipe: Recipe, folder: Path, target: Path) -> list[Entry]:
+    """Every table of a recipe, with its picture where it has one."""
+    records, entries = Records(folder), []
+    for title, table in recipe.tables.items():
+        try:
+            header, body = table(records)
+        except NotRecorded as missing:
+            entries.append(Entry(title, f"Not run: {missing}."))
+            continue
+        text = partial(_text, header, body)
+        picture = FIGURES.get((recipe.name, title))
+        if picture is None:
+            entries.append(Entry(title, "", write_table(slug(title), target, text)))
+        else:
+            files = write(picture.name, target, partial(_draw, picture, records), text)
+            entries.append(Entry(title, picture.caption(records), files))
+    return entries
+
+
+def _text(header: Sequence[str], body: Sequence[Sequence[str]], form: Format) -> str:
+    return as_text(header, body, form)
+
+
+def _draw(picture: Picture, records: Records, figure: Figure) -> None:
+    picture.draw(figure, records)
+
+
+def slug(title: str) -> str:
+    """A file name made from a table's title."""
+    return "_".join(re.findall(r"[a-z0-9]+", title.lower()))
+
+
+def _check_report(recipe: Recipe, folder: Path, target: Path, rebuilt: Rebuilt) -> None:
+    """Write the report anew, and compare it with the committed one; a run that has not ended has none."""
+    records = Records(folder)
+    text, committed = report(recipe, records, folder.name), folder / REPORT
+    target.mkdir(parents=True, exist_ok=True)
+    (target / REPORT).write_text(text, encoding="utf-8")
+    if not committed.is_file():
+        ended = all(records.has(stage) for stage in recipe.stages)
+        if ended:
+            rebuilt.differing.append(committed)
+    elif committed.read_text(encoding="utf-8") != text:
+        rebuilt.differing.append(committed)
+
+
+def _plain_first(folder: Path) -> list[Path]:
+    """The records of a folder by name, the plain network's before all others."""
+    return sorted(folder.glob("*.npz"), key=lambda p: (not p.stem.startswith("plain"), p.name))
+
+
+def _noise(sources: Sequence[Path], out: Path) -> list[Path]:
+    return accuracy_in_noise({source.stem: NoiseCurve.load(source) for source in sources}, out)
+
+
+def _boundary(sources: Sequence[Path], out: Path) -> list[Path]:
+    return boundary_distance({source.stem: BoundaryDistances.load(source) for source in sources}, out)
+
+
+_BESIDE: dict[str, tuple[str, Callable[[Sequence[Path], Path], list[Path]], str]] = {
+    "input_surface": (
+        "Input surfaces, first seed",
+        input_surface,
+        "Mean cross-entropy around the same test images, on shared axes in units of eps; numbers are below each panel.",
+    ),
+    "accuracy_in_noise": (
+        "Accuracy in noise, first seed",
+        _noise,
+        "Accuracy against sigma in input units, with n and draws in the legend. Bars: one standard deviation over "
+        "draws; shade: exact 95 % interval for the population.",
+    ),
+    "boundary_distance": (
+        "Distance to the boundary, first seed",
+        _boundary,
+        "A point for every test image, both axes in input units (L2); n is in the legend. No interval.",
+    ),
+    "weight_surface": (
+        "Loss along a line through the weights, first seed",
+        weight_surface,
+        "Mean cross-entropy of training images, in units of the filters' own norms. No interval: one line of one seed.",
+    ),
+}
+"""Folders of side files in a recipe's results: title, existing figure, caption."""
+
+
+def _beside(folder: Path, target: Path) -> list[Entry]:
+    """The figures of the side files that stages leave: surfaces, curves, and stores of certificates."""
+    entries = []
+    for name, (title, draw, caption) in _BESIDE.items():
+        sources = _plain_first(folder / name)
+        if sources:
+            entries.append(Entry(title, caption, draw(sources, target / FIRST_SEED)))
+    records = Records(folder)
+    for store in sorted(folder.glob("seed-*.sqlite")):
+        dimension = records["certificates"].notes["dimension"]
+        seed = store.stem.removeprefix("seed-")
+        caption = (
+            f"Every certifier and attack, native and converted, in input units. Intervals: exact 95 %. Seed {seed}."
+        )
+        with TemporaryDirectory() as scratch:
+            # Opening a store may write beside it, and results are only read.
+            copy = Path(scratch) / store.name
+            copyfile(store, copy)
+            files = compare([copy], target / store.stem, dimension=dimension)
+        entries.append(Entry(f"All certifiers and attacks, seed {seed}", caption, files))
+    return entries
+
+
+def _older_surfaces(folder: Path, target: Path) -> Entry:
+    sources = _plain_first(folder)
+    _, provenance = read_record(sources[0])
+    caption = f"{_BESIDE['input_surface'][2]} {provenance['data']}, seed {provenance['seed']}."
+    return Entry("Input surfaces", caption, input_surface(sources, target))
+
+
+def _older_logs(radii: Sequence[float], what: str, folder: Path, target: Path) -> Entry:
+    files = certified_accuracy(sorted(folder.glob("*.tsv")), target, radii)
+    seeds = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["seeds"]
+    caption = (
+        f"{what} Shade: down to the 95 % simultaneous population bound; m is in the legend. A log does not state its "
+        f"alpha: 0.001 is assumed, which is more than a certain certificate needs. Seeds {seeds}."
+    )
+    return Entry("Certified accuracy, from the exported logs", caption, files)
+
+
+_OLDER: dict[str, Callable[[Path, Path], Entry]] = {
+    "input_surfaces": _older_surfaces,
+    "split_noise": partial(_older_logs, (0, 0.5, 1.0, 1.5, 1.95), "Certified accuracy against the L1 radius."),
+    "interval_training": partial(_older_logs, (0, 0.1, 0.2999), "Verified accuracy at one Linf eps for each network."),
+}
+"""Folders of results that are no recipe's, and what can be made of them."""
+
+
+def _index(rebuilt: Rebuilt, out: Path) -> str:
+    parts = ["# Figures and tables", "Made by `python -m figures all` from the committed records."]
+    for section, entries in rebuilt.sections.items():
+        parts.append(f"## {section}")
+        for entry in entries:
+            parts.append(f"### {entry.title}")
+            paths = {file.suffix: file.relative_to(out).as_posix() for file in entry.files}
+            if ".png" in paths:
+                parts.append(f"![{entry.title}]({paths['.png']})")
+            if entry.caption:
+                parts.append(entry.caption)
+            if paths:
+                parts.append(", ".join(f"[{suffix[1:]}]({path})" for suffix, path in paths.items()))
+    if rebuilt.skipped:
+        parts += ["## Not rebuilt", "\n".join(f"* {section}: {why}." for section, why in rebuilt.skipped.items())]
+    if rebuilt.differing:
+        parts += ["## Committed tables that differ from their records"]
+        parts.append("\n".join(f"* {'/'.join(path.parts[-3:])}" for path in rebuilt.differing))
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,195 @@
+"""Which table of which recipe has which picture, under which file name, and what the index says of it."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+from matplotlib.figure import Figure
+
+from figures import (
+    accuracies,
+    accuracy_by_budget,
+    accuracy_by_distance,
+    attack_effort,
+    budget_and_replays,
+    certified_by_bound,
+    certified_radii,
+    certifiers,
+    costs,
+    curvature_by_budget,
+    data_budget,
+    gradients_over_training,
+    linearisations,
+    oscillation_bound,
+    published_curves,
+    published_radii,
+    relative_distances,
+    threshold,
+    tuning,
+)
+from figures.captions import ACCURACY, PAIRED, SEEDS, about, circumstances
+from paper_repro.recipes.records import Records
+
+
+class Picture(NamedTuple):
+    """A table's picture.
+
+    `name` is that of its files, `stage` the record whose images, seeds and attacks the caption tells, `says` what there
+    is to see and what its intervals are.
+    """
+
+    name: str
+    draw: Callable[[Figure, Records], None]
+    stage: str
+    says: str
+
+    def caption(self, records: Records) -> str:
+        """What is shown, of how many images and which seeds, under which attacks."""
+        record = records[self.stage]
+        if self.stage.endswith("cost"):
+            return self.says
+        return f"{self.says} Here: {about(record)}. {circumstances(record)}".rstrip()
+
+
+_COST = (
+    "Passes of an update and time of an epoch, in multiples of the first method; medians over updates, the methods "
+    "taking turns. No interval: time is that of one machine."
+)
+
+
+def _cost(name: str, stage: str = "cost") -> Picture:
+    return Picture(name, partial(costs.draw, stage=stage), stage, _COST)
+
+
+def _accuracies(name: str, stage: str, base: str) -> Picture:
+    says = f"Clean and robust accuracy, and the difference in robust accuracy from '{base}'. {ACCURACY} {PAIRED}"
+    return Picture(name, partial(accuracies.draw, stage=stage, base=base), stage, says)
+
+
+def _certifiers(norm: str) -> Picture:
+    says = f"Certified accuracy against the {norm} radius in input units, by network; black: what attacks leave. "
+    return Picture(f"certified_{norm}", partial(certifiers.draw, norm=norm), "certificates", says + ACCURACY)
+
+
+def _published(name: str, stage: str) -> Picture:
+    says = f"Certified accuracy of g against the L2 radius in input units, by sigma. {ACCURACY}"
+    return Picture(name, partial(published_curves.draw, stage=stage), stage, says)
+
+
+FIGURES: dict[tuple[str, str], Picture] = {
+    ("free_at", "Accuracy by budget and m"): Picture(
+        "budget_and_replays",
+        budget_and_replays.draw,
+        "grid",
+        f"Robust and clean accuracy against epochs of updates, replays counted, a line for every m. {ACCURACY}",
+    ),
+    ("free_at", "Cost, in multiples of plain training"): _cost("cost"),
+    ("free_at", "Data budget"): Picture(
+        "data_budget",
+        data_budget.draw,
+        "data_budget",
+        f"Robust and clean accuracy of Free training against the share of labelled training images. {ACCURACY}",
+    ),
+    ("stability", "Certificates from the same votes"): Picture(
+        "certified_by_bound",
+        certified_by_bound.draw,
+        "votes",
+        f"Certified accuracy of g against the L2 radius in input units, by bound. {ACCURACY}",
+    ),
+    ("stability", "Accuracy under attack"): Picture(
+        "accuracy_by_budget",
+        accuracy_by_budget.draw,
+        "attacks",
+        f"Share of images without a counterexample within the budget, in input units. {ACCURACY}",
+    ),
+    ("stability", "Cost, in multiples of plain training"): _cost("cost"),
+    ("deep_defense", "Distance of the nearest error over the norm of the image"): Picture(
+        "relative_distances",
+        relative_distances.draw,
+        "distances",
+        "Mean L2 distance over the norm of the image, by attack, over the images where it found an error; bars: normal "
+        "95 % interval over images, widened to every seed. Right: quotient of means over the plain network, paired "
+        "bootstrap at 95 % over images, widened likewise.",
+    ),
+    ("deep_defense", "Accuracy by L2 budget, nearest of all attacks"): Picture(
+        "accuracy_by_distance",
+        accuracy_by_distance.draw,
+        "distances",
+        f"Share of images whose nearest error over all attacks is beyond the L2 budget, in input units. {ACCURACY}",
+    ),
+    ("deep_defense", "Linearisations per training image"): Picture(
+        "linearisations",
+        linearisations.draw,
+        "iterations",
+        f"Share of right and of wrong training images by the number of linearisations to the boundary. {SEEDS}",
+    ),
+    ("deep_defense", "Convergence"): Picture(
+        "tuning",
+        tuning.draw,
+        "convergence",
+        "Cross-entropy and accuracy on all training and test images after every epoch of tuning, and the regulariser's "
+        f"mean rho and share of images across the boundary during it. {SEEDS}",
+    ),
+    ("deep_defense", "Cost, from random weights"): _cost("cost"),
+    ("loss_landscape", "Curvature by training budget"): Picture(
+        "curvature_by_budget",
+        curvature_by_budget.draw,
+        "landscape",
+        "Second derivative of the loss along unit vectors of parameter space, against eps of training and adversary "
+        f"(Linf, input units). {SEEDS}",
+    ),
+    ("loss_landscape", "Gradients over training"): Picture(
+        "gradients_over_training",
+        gradients_over_training.draw,
+        "gradients",
+        f"Mean adversarial loss and mean norm of minibatch gradients by epoch, for every eps (Linf). {SEEDS}",
+    ),
+    ("loss_landscape", "Schedules of the budget"): _accuracies("schedules", "schedules", "constant"),
+    ("loss_landscape", "Effort of the attack"): Picture(
+        "attack_effort",
+        attack_effort.draw,
+        "effort",
+        "Robust accuracy by PGD's step size and restarts (bars and shades: least and largest seed), and by kind of "
+        f"attack. {ACCURACY}",
+    ),
+    ("loss_landscape", "Oscillation of the parameter gradient"): Picture(
+        "oscillation_bound",
+        oscillation_bound.draw,
+        "oscillation",
+        "Change of an image's parameter gradient within eps (L2 norm): the largest met against the proved bound, a "
+        "point for every test image and seed. A proof has no interval.",
+    ),
+    ("loss_landscape", "The linear threshold"): Picture(
+        "threshold",
+        threshold.draw,
+        "linear",
+        f"Norm of the best linear classifier's weights against eps in units of the predicted threshold. {SEEDS}",
+    ),
+    ("smoothing_vs_ibp", "Linf"): _certifiers("Linf"),
+    ("smoothing_vs_ibp", "L2"): _certifiers("L2"),
+    ("training_methods", "Under attack, at equal numbers of passes"): _accuracies(
+        "adversarial", "adversarial", "plain"
+    ),
+    ("training_methods", "Schedules of the budget, at equal numbers of updates"): _accuracies(
+        "schedules", "schedules", "constant"
+    ),
+    ("training_methods", "Cost of the adversarial methods"): _cost("cost"),
+    ("training_methods", "Average certified radius"): Picture(
+        "certified_radii",
+        certified_radii.draw,
+        "radius",
+        "Average certified radius (L2, input units; normal 95 % interval over images), accuracy of g, and the "
+        f"difference in radius from Gaussian augmentation. {ACCURACY} {PAIRED}",
+    ),
+    ("training_methods", "Cost of the methods for smoothing"): _cost("smoothed_cost", "smoothed_cost"),
+    ("published_table", "Average certified radius"): Picture(
+        "published_radii",
+        published_radii.draw,
+        "votes",
+        "Average certified radius (L2, input units; normal 95 % interval over images) beside the mean over the five "
+        f"published seeds, and what stability training adds. {PAIRED}",
+    ),
+    ("published_table", "Fixed number of votes"): _published("fixed_votes", "votes"),
+    ("published_table", "As many votes as each image needs"): _published("adaptive_votes", "adaptive"),
+}
+"""By recipe and title of its table. Tables that are not here have no picture."""

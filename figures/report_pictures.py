@@ -1,0 +1,157 @@
+"""The report's pictures, each as one data: address, told apart by shape and dash as well as by colour."""
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from certify.accuracy import FloatArray
+from certify.campaign.tables import Row
+from figures.certified_accuracy import describe_curve, draw_curve
+from figures.page import STYLE
+from figures.report_rows import Known
+
+_STYLE = {
+    **STYLE,
+    # Narrow, so that letters keep a readable size on a phone.
+    "figure.figsize": (5.2, 3.7),
+    "svg.hashsalt": "robust-radius",
+}
+_DASHES = ("-", "--", "-.", ":")
+_NEAR = 0.25
+"""Share of the axis within which what is proved gets a panel of its own."""
+_FEW = 60
+"""Examples up to which each has a mark of full size."""
+_MANY = 1000
+"""Examples beyond which marks are pixels: as shapes they would make the page large."""
+
+
+def picture(draw: Callable[[Figure], None]) -> str:
+    """An SVG as a data: address, which needs no other file; the same drawing gives the same bytes."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(layout="constrained")
+        draw(figure)
+        file = io.BytesIO()
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def plain(text: str) -> str:
+    """Text whose dollar signs matplotlib does not read as mathematics."""
+    return text.replace("$", r"\$")
+
+
+def draw_curves(
+    figure: Figure, rows: Sequence[Row], attacked: tuple[FloatArray, FloatArray, FloatArray, str] | None, norm: str
+) -> None:
+    """Certified curves with their bands from below, and the share no attack broke from above.
+
+    Where everything proved lies near zero, a second panel shows that part.
+
+    Args:
+        figure: Empty.
+        rows: Read at the points of the curves.
+        attacked: Radii, share unbroken, upper bound on the population's, and what the legend says; or None.
+        norm: Of the radii.
+    """
+    proved = max((float(r.accuracy.radii[r.accuracy.observed > 0].max(initial=0.0)) for r in rows), default=0.0)
+    whole = max([*(float(r.accuracy.radii[-1]) for r in rows), *(attacked[0] if attacked else ())])
+    limits = [whole, proved * 1.05] if 0 < proved < _NEAR * whole else [whole]
+    if len(limits) > 1:
+        width, height = figure.get_size_inches()
+        figure.set_size_inches(width, 1.7 * height)
+    panels = figure.subplots(len(limits), squeeze=False)[:, 0]
+    for axes, limit in zip(panels, limits, strict=True):
+        for number, row in enumerate(rows):
+            draw_curve(axes, row, plain(f"{row.name}: {describe_curve(row)}"), _DASHES[number % len(_DASHES)])
+        if attacked is not None:
+            _draw_attacked(axes, *attacked)
+        axes.set(ylabel="share of images", xlim=(0, limit), ylim=(0, 1.02))
+        axes.set_xlabel(f"{norm} radius (input units){', near zero' if limit != whole else ''}")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", fontsize=8)
+
+
+def _draw_attacked(axes: Axes, radii: FloatArray, share: FloatArray, upper: FloatArray, label: str) -> None:
+    # A float spaces marks evenly on the page, however the points lie.
+    axes.plot(radii, share, color="black", lw=1.1, marker="v", ms=4, markevery=0.08, label=plain(label))
+    axes.fill_between(radii, share, upper, facecolor="none", edgecolor="0.6", hatch="////", lw=0)
+
+
+def draw_brackets(figure: Figure, all_known: Known, norm: str) -> None:
+    """One upright line per example from what is proved to what was found, in order of what was found."""
+    order = np.lexsort((all_known.lower, all_known.upper))
+    lower, upper = all_known.lower[order], all_known.upper[order]
+    met = all_known.attacked[order]
+    x = np.arange(1, len(order) + 1)
+    hit = np.isfinite(upper)
+    top = max([*lower, *upper[hit], all_known.reach if (met & ~hit).any() else 0.0, 1e-9]) * 1.04
+    size, many = 5.0 if len(order) <= _FEW else 2.5, len(order) > _MANY
+    axes = figure.subplots()
+    width = 0.8 if size == 5.0 else 0.4
+    axes.vlines(x[met], lower[met], np.where(hit, upper, top)[met], color="0.6", lw=width, rasterized=many)
+    shown = hit & (upper > 0)
+    _marks(axes, x[shown], upper[shown], "v", "C1", size, "nearest error found: r* is at most this")
+    proved = lower > 0
+    _marks(axes, x[proved], lower[proved], "^", "C0", size, "proved: r* is at least this")
+    wrong = upper == 0
+    _marks(axes, x[wrong], upper[wrong], "x", "black", size, "misclassified as it is: r* = 0")
+    open_ended = met & ~hit
+    label = f"no error found up to {all_known.reach:g}"
+    _marks(axes, x[open_ended], np.full(open_ended.sum(), top), "d", "0.35", size, label, hollow=True)
+    by = "the nearest error found" if met.any() else "what is proved"
+    axes.set(xlabel=f"example, by {by}", ylabel=f"{norm} distance (input units)", ylim=(0, None))
+    axes.set_xlim(0, len(order) + 1)
+    for line in axes.lines:
+        line.set_rasterized(many)
+    if axes.lines:
+        figure.legend(loc="outside lower left", fontsize=8)
+
+
+def _marks(axes: Axes, x: Any, y: Any, mark: str, color: str, size: float, label: str, *, hollow: bool = False) -> None:
+    if len(x):
+        fill = "none" if hollow else "full"
+        axes.plot(x, y, mark, color=color, ms=size, fillstyle=fill, lw=0, label=label, clip_on=False)
+
+
+def draw_curvature(figure: Figure, spectrum: dict[str, Any], trace: dict[str, Any]) -> None:
+    """The leading eigenvalues with their residuals, and the trace with its interval."""
+    left, right = figure.subplots(1, 2, width_ratios=(3, 1))
+    values, residuals = np.array(spectrum["eigenvalues"]), np.array(spectrum["residuals"])
+    done, number = np.array(spectrum["converged"]), np.arange(1, len(values) + 1)
+    left.axhline(0, color="0.4", lw=0.8)
+    for chosen, fill, label in ((done, "full", "converged"), (~done, "none", "not converged")):
+        if chosen.any():
+            style: Any = {"fmt": "o", "color": "C0", "ms": 5, "capsize": 3, "fillstyle": fill}
+            left.errorbar(number[chosen], values[chosen], residuals[chosen], label=f"{label}; bar: residual", **style)
+    left.set(xlabel="rank by magnitude", ylabel="eigenvalue")
+    left.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    low, high = trace["interval"]
+    error = [[trace["value"] - low], [high - trace["value"]]]
+    right.errorbar([0], [trace["value"]], error, fmt="s", color="C1", ms=5, capsize=3)
+    right.set(xticks=[], xlabel="trace,\nwith its interval")
+    figure.legend(loc="outside lower left", fontsize=8)
+
+
+def draw_lipschitz(figure: Figure, balls: Sequence[dict[str, Any]], product: float | None) -> None:
+    """Per ball and image the largest slope met and the proved bound, in order of the former."""
+    panels = figure.subplots(1, len(balls), sharey=True, squeeze=False)[0]
+    for axes, ball in zip(panels, balls, strict=True):
+        order = np.argsort(ball["sampled"], stable=True)
+        low, x = np.array(ball["sampled"])[order], np.arange(1, len(order) + 1)
+        if "certified" in ball:
+            high = np.array(ball["certified"])[order]
+            axes.vlines(x, low, high, color="0.6", lw=0.8)
+            _marks(axes, x, high, "v", "C1", 5.0, "proved: at most this")
+        _marks(axes, x, low, "^", "C0", 5.0, "largest slope met: at least this")
+        if product is not None:
+            axes.axhline(product, color="0.3", lw=1, ls="--", label="product of the layers' norms, valid everywhere")
+        axes.set(xlabel="image, by slope met", title=f"within {ball['eps']:g}")
+        axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5, integer=True))
+    panels[0].set_ylabel("local Lipschitz constant")
+    panels[0].set_yscale("log" if min(min(ball["sampled"]) for ball in balls) > 0 else "linear")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", fontsize=8)

@@ -1,0 +1,26 @@
+"""The linear theory: the best linear classifier's weights on both sides of the threshold of the budget."""
+
+from matplotlib.figure import Figure
+
+from figures.captions import seeds
+from figures.marks import legend, line, style, title
+from paper_repro.recipes.records import Records
+from paper_repro.recipes.statistics import over_seeds
+
+
+def draw(figure: Figure, records: Records) -> None:
+    """Draw the norm of the weights against the budget in units of the threshold."""
+    record = records["linear"]
+    ratios = record.notes["ratios"]
+    axes = figure.subplots()
+    for k, name in enumerate(record.notes["names"]):
+        counts, norm = name.split(", ")
+        sizes = [over_seeds(column) for column in record.of("size", name).T]
+        line(axes, ratios, sizes, f"{norm}, {counts.replace('-', ' + ')} examples", style(k))
+    axes.axvline(1.0, color="0.4", lw=1, ls="--")
+    axes.set(xlabel="eps / threshold", ylabel="norm of the best classifier's weights", yscale="log")
+    thresholds = ", ".join(f"{v:.4f} in {norm}" for norm, v in record.notes["thresholds"].items())
+    title(
+        figure, f"Dashed: the budget from which on only a constant is best; {seeds(record)}\nIn the data: {thresholds}"
+    )
+    legend(figure, axes, 2)

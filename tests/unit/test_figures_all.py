@@ -1,0 +1,621 @@
+"""Every figure and table from records: all of them are written, twice the same, and altered reports are named."""
+
+import json
+import re
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from shutil import copytree, rmtree
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from typer.testing import CliRunner
+
+from analysis.attacks import PGD
+from analysis.boundary_distance import BoundaryDistances, NoiseAndBoundary
+from analysis.campaign import attack_campaign
+from analysis.noise_curve import NoiseCurve, NoiseLevels
+from analysis.records import write_record
+from certify import IBP, InputError, Threat
+from certify.campaign.cli import make_app
+from certify.campaign.runner import verify
+from certify.campaign.tables import as_text
+from certify.verified_radius import Bisection
+from figures import accuracies, budget_and_replays, certified_radii, costs, published_curves, relative_distances
+from figures.captions import about, circumstances, seeds, threat
+from figures.everything import INDEX, Rebuilt, everything, slug
+from figures.everything_command import all_command
+from figures.intervals import accuracy, found_mean, image_mean
+from figures.marks import curve, dots, line, log_axis, style
+from figures.page import STYLE
+from figures.recipe_figures import FIGURES
+from paper_repro.commands.recipes import RESULTS
+from paper_repro.data import digits
+from paper_repro.recipes import RECIPES
+from paper_repro.recipes.deep_defense import NEAREST
+from paper_repro.recipes.execute import MANIFEST, REPORT
+from paper_repro.recipes.loss_landscape_stages import VARIANTS, WARMED
+from paper_repro.recipes.published_table import PUBLISHED
+from paper_repro.recipes.records import Record, Records
+from paper_repro.recipes.report import report
+from paper_repro.recipes.statistics import Measured, difference, mean_of, share
+from paper_repro.recipes.surfaces import NUMBERS
+from tests.networks import digits_linear
+
+N, SEEDS = 8, 2
+RNG = np.random.default_rng(1)
+THREAT = {"threat": "Threat(norm='Linf', eps=0.1, box=(0.0, 1.0))", "ladder": ["PGD(steps=5)", "APGD(steps=5)"]}
+EXAMPLES = {"example": list(range(N))}
+
+Stages = dict[str, tuple[list[str], dict[str, Any], dict[str, Any]]]
+
+
+def hits(names: list[str], *more: int) -> np.ndarray:
+    return RNG.random((len(names), SEEDS, *(more or (N,)))) < 0.7
+
+
+def positive(names: list[str], *more: int) -> np.ndarray:
+    return RNG.random((len(names), SEEDS, *more)) + 0.05
+
+
+def distances(names: list[str]) -> np.ndarray:
+    """Some errors at 0, some that no attack found."""
+    found = positive(names, N)
+    found[..., 0], found[..., 1] = 0.0, np.inf
+    return np.where(RNG.random(found.shape) < 0.3, np.inf, found)
+
+
+def attacked(names: list[str]) -> dict[str, Any]:
+    return {"correct": hits(names), "distance": distances(names)}
+
+
+def cost(names: list[str], roles: dict[str, str]) -> tuple[list[str], dict[str, Any], dict[str, Any]]:
+    arrays = {key: np.arange(1.0, len(names) + 1) for key in ("forwards", "backwards", "seconds", "memory")}
+    return names, arrays, {"roles": roles}
+
+
+def free_at() -> Stages:
+    roles = {"plain": "plain, 4 epochs", "free": "free m=4, 4 epochs", "free, least m": "free m=2, 4 epochs"}
+    names = [*roles.values(), "free m=2, 2 epochs", "pgd, 4 epochs", "pgd, 1 epochs"]
+    roles |= {"pgd": names[-2], "pgd at the cost of free": names[-1]}
+    three = ["plain", "free", "pgd"]
+    budget = ["labelled only, 0.1", "pseudo-labels, 0.1", "labelled only, 1"]
+    return {
+        "grid": (
+            names,
+            attacked(names),
+            {**THREAT, **EXAMPLES, "roles": roles, "epochs": [2, 4], "replays": [2, 4]},
+        ),
+        "cost": cost(["plain", "free m=4", "pgd-3"], {"free": "free m=4", "pgd": "pgd-3"}),
+        "surfaces": (three, {key: positive(three) for key in NUMBERS}, {}),
+        "noise": (three, {"correct": RNG.integers(0, N, (3, SEEDS, 2, 2))}, {"n": N, "sigmas": [0.0, 0.2]}),
+        "boundary": (
+            three,
+            {"sigma": distances(three), "distance": distances(three), "slope": positive(three)},
+            {},
+        ),
+        "data_budget": (budget, attacked(budget), EXAMPLES),
+    }
+
+
+def stability() -> Stages:
+    names, under = ["gaussian", "stn", "half"], ["stn", "gaussian", "trades", "plain"]
+    radius = positive(names, N)
+    votes = {"right": hits(names), "Cohen": radius, "Renyi": 0.85 * radius, "PixelDP": 0.2 * radius}
+    budgets = {"L2": [0.5, 1.0], "Linf": [0.1, 0.2]}
+    return {
+        "votes": (names, votes, {**EXAMPLES, "radii": [0.0, 0.25, 2.0], "smoothing": "Smoothing(n=200)"}),
+        "attacks": (under, {norm: distances(under) for norm in budgets}, {**EXAMPLES, "budgets": budgets}),
+        "reused_noise": (["one draw", "fresh draws"], {"L2": distances(["a", "b"])}, {"budget": 1.0}),
+        "cost": cost(["plain", "gaussian", "stn"], {}),
+    }
+
+
+def deep_defense() -> Stages:
+    names, two, attacks = ["plain", "control", "deep defense"], ["plain", "deep defense"], ["DeepFool", "DDN", "FMN"]
+    found = {attack: distances(names) for attack in attacks}
+    found[attacks[0]][..., 2:5] = 0.5
+    nearest = np.minimum.reduce(list(found.values()))
+    course = ("loss", "gradient_norm", "seconds")
+    course += tuple(f"{split} {what}" for split in ("train", "test") for what in ("cross-entropy", "accuracy"))
+    counts = np.zeros((2, SEEDS, 2, 4), np.int64)
+    counts[:, :, 0] = [5, 2, 0, 1]  # none of the wrong kind: no share of nothing
+    return {
+        "distances": (
+            names,
+            {**found, NEAREST: nearest, "correct": nearest > 0},
+            {**EXAMPLES, "attacks": {a: f"{a}()" for a in attacks}, "budgets": [0.2, 1.0], "size": [2.0] * N},
+        ),
+        "ladder": (names, attacked(names), THREAT),
+        "fgs": (names, {"eps": positive(names), "survives": hits(names, 3, N)}, {}),
+        "iterations": (two, {"counts": counts}, {"max_iter": 3}),
+        "convergence": (
+            ["control", "deep defense"],
+            {**{key: positive(two, 3) for key in course}, "watched": RNG.random((SEEDS, 3, 3))},
+            {},
+        ),
+        "cost": cost(["plain", "deep defense"], {}),
+    }
+
+
+def loss_landscape() -> Stages:
+    eps, roles, two = ["0", "0.1"], {"least": "0", "largest": "0.1"}, [WARMED, "cosine"]
+    three, variants = [*two, "one step with random start"], list(VARIANTS)
+    landscape = {key: positive(eps, 2) for key in ("eigenvalues", "residuals", "frozen", "reattacked")}
+    effort = {key: RNG.integers(1, N, (2, SEEDS, k)) for key, k in (("robust", 4), ("restarts", 3))}
+    effort |= {"residual": positive(two), "white": hits(two), "black": hits(two)}
+    linear = {key: positive(eps, 4) for key in ("size", "gap")} | {"gain": np.tile([1.0, 0.5, 0.0, 0.0], (2, SEEDS, 1))}
+    lines = [f"{subject}, clean" for subject in ("plain", *two)]
+    met = positive(["0.01"], 3)
+    return {
+        "landscape": (eps, landscape | {"jump": positive(eps)}, {"roles": roles, "h": 0.1, "images": N}),
+        "gradients": (eps, {key: positive(eps, 5) for key in ("loss", "gradient_norm")}, {"roles": roles}),
+        "schedules": (variants, attacked(variants), {**THREAT, **EXAMPLES}),
+        "norms": (two, {norm: distances(two) for norm in ("L2", "L1")}, {"budgets": {"L2": 0.5, "L1": 2.0}}),
+        "effort": (two, effort, {"cells": [[5, 0.1], [5, 0.5], [20, 0.1], [20, 0.5]], "n": N, "eps": 0.1}),
+        "oscillation": (["0.01"], {"sampled": met, "certified": 3 * met}, {}),
+        "linear": (
+            ["20-20, Linf", "20-20, L2"],
+            linear,
+            {"ratios": [0.9, 0.99, 1.01, 1.1], "thresholds": {"Linf": 0.4, "L2": 3.7}, "data": "d"},
+        ),
+        "weights": (lines, {"loss": positive(lines, 5)}, {"axis": [-1.0, -0.5, 0.0, 0.5, 1.0]}),
+        "masking": (three, {"verdict": RNG.integers(0, 3, (3, SEEDS, 2))}, {"checks": ["1 steps", "2 noise"]}),
+    }
+
+
+def smoothing_vs_ibp() -> Stages:
+    names = ["gaussian: smoothing", "ibp: IBP", "ibp: IBP, L2", "ibp: CROWN-IBP", "plain: CROWN-IBP", "plain: CROWN"]
+    native = {name: "L2" if "smoothing" in name or "L2" in name else "Linf" for name in names}
+    notes = {"native": native, "dimension": 64, "eps": 0.1, "reach": 0.3, **EXAMPLES}
+    notes |= {"radii": {"Linf": [0.01, 0.1], "L2": [0.1, 0.3]}}
+    radius = np.where(hits(names), positive(names, N) / 10, -np.inf)
+    under = ["ibp", "plain"]
+    return {
+        "certificates": (names, {"Linf": radius, "L2": radius, "proved": np.maximum(radius, 0)}, notes),
+        "attacks": (under, {norm: 5 + distances(under) for norm in ("Linf", "L2")}, {"attacks": ["FMN(steps=20)"]}),
+    }
+
+
+def training_methods() -> Stages:
+    first, second = ["plain", "PGD-7", "TRADES-10", "Free-4"], ["constant", "cosine"]
+    third = ["Gaussian", "Stability", "MACER", "Consistency", "SmoothAdv", "SmoothMix", "CAT-RS"]
+    steps = np.array([1.0, 8.0, 12.0, 1.0])
+    spent = {
+        key: steps / 2 if key.endswith("wards") else steps for key in ("forwards", "backwards", "seconds", "memory")
+    }
+    return {
+        "adversarial": (first, attacked(first), {**THREAT, **EXAMPLES}),
+        "schedules": (second, attacked(second), {**THREAT, **EXAMPLES}),
+        "cost": (first, spent, {}),
+        "smoothed_cost": cost(["plain", *third], {}),
+        # One seed, as where this network has fewer seeds than others.
+        "radius": (third, {"radius": positive(third, N)[:, :1], "right": hits(third)[:, :1]}, EXAMPLES),
+    }
+
+
+def published_table() -> Stages:
+    names = list(PUBLISHED)
+    notes = {**EXAMPLES, "radii": [0.0, 0.25, 0.5], "sigmas": [0.25, 0.5, 1.0], "certifiers": {"a": "Smoothing()"}}
+
+    def votes(count: float) -> dict[str, Any]:
+        return {"radius": positive(names, N), "right": hits(names), "samples": np.full((6, SEEDS, N), count)}
+
+    return {"votes": (names, votes(1000.0), notes), "adaptive": (names, votes(300.0), notes)}
+
+
+MADE_UP = {
+    maker.__name__: maker()
+    for maker in (free_at, stability, deep_defense, loss_landscape, smoothing_vs_ibp, training_methods, published_table)
+}
+
+
+def write_stages(folder: Path, name: str) -> Records:
+    folder.mkdir(parents=True)
+    records = Records(folder)
+    for stage, (names, arrays, notes) in MADE_UP[name].items():
+        one = "seeds=(0, 1), smoothed=Setting(seeds=(7,))"
+        record = Record({k: np.asarray(v) for k, v in arrays.items()}, {"names": names, **notes})
+        records.write(stage, record, {"recipe": name, "scale": "smoke", "configuration": one})
+    (folder / MANIFEST).write_text(json.dumps({"recipe": name, "seeds": [0, 1]}))
+    (folder / REPORT).write_text(report(RECIPES[name], records, "smoke"), encoding="utf-8")
+    return records
+
+
+def write_side_files(results: Path) -> None:
+    free, liu, joint = (results / name / "smoke" for name in ("free_at", "loss_landscape", "smoothing_vs_ibp"))
+    axis = torch.linspace(-1, 1, 5, dtype=torch.float64)
+    for name in ("pgd", "plain"):
+        arrays = {"axis": axis, "loss": 0.1 + axis[:, None].square() + axis.square(), "clipped": torch.zeros(5, 5)}
+        surface = {"command": "surface", "norm": "Linf", "eps": 0.1, "data": "d", "data_sha256": "0", "method": "m"}
+        provenance = {**surface, "seed": 0, "name": name, "numbers": dict.fromkeys(NUMBERS, 0.5)}
+        write_record(free / "input_surface" / f"{name}.npz", arrays, provenance)
+        levels = NoiseLevels((0.0, 0.2), draws=2)
+        NoiseCurve(torch.tensor([[8, 8], [5, 6]]), 8, levels, 0).save(free / "accuracy_in_noise" / f"{name}.npz")
+        sigma = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+        found = BoundaryDistances(sigma, 2 * sigma, NoiseAndBoundary(), 0)
+        found.save(free / "boundary_distance" / f"{name}.npz")
+        line = {"command": "landscape", "method": "m", "directions": "random", "norm": "Linf", "eps": 0.0, "name": name}
+        arrays = {"loss": 0.1 + axis.square(), "axis0": axis}
+        write_record(liu / "weight_surface" / f"{name}-clean.npz", arrays, line)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = digits_linear().eval()
+    common: dict[str, Any] = {"names": ("tests.networks:digits_linear", "digits"), "indices": "0:5"}
+    method = Bisection(IBP(Threat("Linf", 0.5, box=None)), 4)
+    verify(joint / "seed-0.sqlite", method, network, digits("test"), **common)
+    attack_campaign(joint / "seed-0.sqlite", [PGD(3)], network, digits("test"), threat=Threat("Linf", 0.1), **common)
+    old = results / "input_surfaces" / "small"
+    copytree(free / "input_surface", old)
+    (old / MANIFEST).write_text("{}")
+    for name, scale in (("of_nobody", "small"), ("free_at", "huge")):
+        (results / name / scale).mkdir(parents=True)
+        (results / name / scale / MANIFEST).write_text("{}")
+
+
+def digest(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("results")
+    for name in MADE_UP:
+        write_stages(folder / name / "smoke", name)
+    write_side_files(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rebuilt(results: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Rebuilt, Path, dict[str, bytes]]:
+    out, before = tmp_path_factory.mktemp("out"), digest(results)
+    made = everything(results, out)
+    assert digest(results) == before, "results are only read"
+    return made, out, digest(out)
+
+
+@pytest.fixture
+def figure() -> Iterator[Figure]:
+    with mpl.rc_context(STYLE):
+        yield Figure(layout="constrained")
+
+
+# What is declared.
+
+
+def test_every_picture_belongs_to_a_table_of_a_recipe() -> None:
+    for name, title in FIGURES:
+        assert title in RECIPES[name].tables, f"{name} has no table {title}"
+
+
+def test_no_two_tables_of_a_recipe_share_their_files() -> None:
+    for recipe in RECIPES.values():
+        pictures = {title: FIGURES.get((recipe.name, title)) for title in recipe.tables}
+        files = [p.name if p else slug(title) for title, p in pictures.items()] + ["report"]
+        assert len(set(files)) == len(files), recipe.name
+
+
+def test_the_made_up_records_are_of_all_stages_of_all_recipes() -> None:
+    assert {name: set(stages) for name, stages in MADE_UP.items()} == {n: set(r.stages) for n, r in RECIPES.items()}
+
+
+# What is written.
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_table_is_written_and_every_picture_lies_beside_its_own(rebuilt, results: Path, name: str) -> None:
+    _, _, files = rebuilt
+    records = Records(results / name / "smoke")
+    for title, table in RECIPES[name].tables.items():
+        picture = FIGURES.get((name, title))
+        stem = f"{name}/smoke/{picture.name if picture else slug(title)}"
+        for form in ("md", "csv", "tex"):
+            assert files[f"{stem}.{form}"].decode() == as_text(*table(records), form), title
+        for form, start in (("png", b"\x89PNG"), ("pdf", b"%PDF")):
+            assert (f"{stem}.{form}" in files) == (picture is not None), title
+            assert picture is None or files[f"{stem}.{form}"].startswith(start)
+    assert files[f"{name}/smoke/{REPORT}"] == (results / name / "smoke" / REPORT).read_bytes()
+
+
+def test_side_files_stores_and_older_folders_give_their_figures_too(rebuilt) -> None:
+    made, _, files = rebuilt
+    for stem in (
+        "free_at/smoke/first_seed/input_surface",
+        "free_at/smoke/first_seed/accuracy_in_noise",
+        "free_at/smoke/first_seed/boundary_distance",
+        "loss_landscape/smoke/first_seed/weight_surface",
+        "smoothing_vs_ibp/smoke/seed-0/compare",
+        "input_surfaces/small/input_surface",
+    ):
+        assert {f"{stem}.{form}" for form in ("png", "pdf", "md", "csv", "tex")} <= set(files), stem
+    rows = files["input_surfaces/small/input_surface.csv"].decode().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["network", "plain", "pgd"]
+    assert made.skipped["free_at/huge"] == "free_at has no scale huge"
+    assert made.skipped["of_nobody/small"].startswith("no recipe, ")
+    assert made.differing == []
+
+
+def test_the_index_shows_every_picture_with_images_seeds_interval_and_attacks(rebuilt) -> None:
+    made, _, files = rebuilt
+    index = files[INDEX].decode()
+    for stem in (name.removesuffix(".png") for name in files if name.endswith(".png")):
+        assert f"({stem}.png)" in index
+    captions = {(section, e.title): e.caption for section, entries in made.sections.items() for e in entries}
+    for (name, title), picture in FIGURES.items():
+        caption = captions[f"{name}/smoke", title]
+        assert caption in index
+        assert re.search(r"interval|seed", caption), title
+        if not picture.stage.endswith("cost"):
+            assert re.search(r"seeds 0, 1|seed 7", caption), title
+        if "example" in MADE_UP[name][picture.stage][2]:
+            assert f"n = {N} images" in caption, title
+        if "ladder" in MADE_UP[name][picture.stage][2]:
+            assert "Ladder: PGD(steps=5), APGD(steps=5)." in caption, title
+    for section in ("of_nobody/small", "free_at/huge"):
+        assert f"* {section}: " in index
+
+
+def test_a_new_run_into_another_folder_gives_the_same_bytes(rebuilt, results: Path, tmp_path: Path) -> None:
+    """Of one recipe and all kinds of side files; the others' are compared by the test marked long."""
+    _, _, files = rebuilt
+    names, out = ("deep_defense", "input_surfaces"), tmp_path / "out"
+    for name in names:
+        copytree(results / name, tmp_path / "some" / name)
+    out.mkdir()
+    (out / INDEX).write_text("stale")
+    everything(tmp_path / "some", out)
+    again = digest(out)
+    assert "Made by" in again.pop(INDEX).decode()
+    assert again == {file: content for file, content in files.items() if file.partition("/")[0] in names}
+
+
+@pytest.mark.long
+def test_deleting_all_and_running_again_brings_back_the_same_bytes(rebuilt, results: Path) -> None:
+    _, out, files = rebuilt
+    rmtree(out)
+    everything(results, out)
+    assert digest(out) == files
+
+
+# What is refused and reported.
+
+
+@pytest.fixture
+def some(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One recipe's records, whose tables have no pictures: nothing here is about them."""
+    monkeypatch.setattr("figures.everything.FIGURES", {})
+    copytree(results / "published_table", tmp_path / "some" / "published_table")
+    return tmp_path / "some"
+
+
+def test_an_altered_report_is_named(some: Path, tmp_path: Path) -> None:
+    committed = some / "published_table" / "smoke" / REPORT
+    text = committed.read_text(encoding="utf-8")
+    committed.write_text(text.replace("0.9044", "0.9144"), encoding="utf-8")
+    made = everything(some, tmp_path / "out")
+    assert made.differing == [committed]
+    assert "* published_table/smoke/report.md" in (tmp_path / "out" / INDEX).read_text()
+    app = make_app("")
+    app.command("all")(all_command)
+    app.command("other")(lambda: None)
+    ran = CliRunner().invoke(app, ["all", "--results", str(some), "--out", str(tmp_path / "out")])
+    assert isinstance(ran.exception, InputError)
+    assert str(ran.exception) == f"need committed tables as their records give them; these differ: {committed}"
+    committed.write_text(text, encoding="utf-8")
+    ran = CliRunner().invoke(app, ["all", "--results", str(some), "--out", str(tmp_path / "out")])
+    assert ran.exit_code == 0
+    assert "index.md" in ran.output
+    committed.unlink()
+    assert everything(some, tmp_path / "out").differing == [committed], "all stages ended, and there is no report"
+
+
+def test_an_altered_table_of_an_older_folder_is_named(results: Path, tmp_path: Path) -> None:
+    copytree(results / "input_surfaces", tmp_path / "some" / "input_surfaces")
+    everything(tmp_path / "some", tmp_path / "out")
+    committed = tmp_path / "some" / "input_surfaces" / "small" / "input_surface.md"
+    text = (tmp_path / "out" / "input_surfaces" / "small" / "input_surface.md").read_text()
+    committed.write_text(text)
+    assert everything(tmp_path / "some", tmp_path / "out").differing == []
+    committed.write_text(text.replace("0.5", "0.6"))
+    assert everything(tmp_path / "some", tmp_path / "out").differing == [committed]
+
+
+def test_a_run_that_has_not_ended_gives_the_tables_that_it_can(some: Path, tmp_path: Path) -> None:
+    folder = some / "published_table" / "smoke"
+    (folder / "adaptive.npz").unlink()
+    (folder / REPORT).unlink()
+    made = everything(some, tmp_path / "out")
+    assert made.differing == []
+    entries = {entry.title: entry for entry in made.sections["published_table/smoke"]}
+    missing = entries["As many votes as each image needs"]
+    assert missing.caption == "Not run: no record of adaptive in smoke."
+    assert missing.files == []
+    assert entries["Fixed number of votes"].files
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="need a folder of results; there is none at "):
+        everything(tmp_path / "nowhere", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_committed_results_say_what_their_records_say(tmp_path: Path) -> None:
+    made = everything(RESULTS, tmp_path)
+    # Smoke runs of this machine may lie there too; they are not committed.
+    assert [path for path in made.differing if path.parent.name != "smoke"] == []
+    assert {p.parent.relative_to(RESULTS).as_posix() for p in RESULTS.glob(f"*/*/{MANIFEST}")} == {
+        *made.sections,
+        *made.skipped,
+    }
+    committed = RESULTS / "input_surfaces" / "small" / "input_surface.md"
+    assert (tmp_path / "input_surfaces" / "small" / "input_surface.md").read_bytes() == committed.read_bytes()
+
+
+# Numbers: those of the tables.
+
+
+def test_drawn_intervals_are_those_of_the_cells() -> None:
+    right, radius = np.zeros((2, 10), bool), positive(["a"], N)[0]
+    right[0, :7] = right[1, :5] = True
+    found = accuracy(right)
+    assert share(right) == "0.6000 +- 0.1414 [0.1870, 0.9333]"
+    assert (found.value, found.low, found.high) == pytest.approx((0.6, 0.187086, 0.933260), abs=1e-6)
+    found = image_mean(radius)
+    assert mean_of(radius).endswith(f"[{found.low:.4f}, {found.high:.4f}]")
+    assert mean_of(radius).startswith(f"{found.value:.4f} ")
+
+
+def test_the_mean_of_what_was_found() -> None:
+    values = np.array([[1.0, 3.0, np.inf], [2.0, np.inf, np.inf]])
+    found = found_mean(values)
+    # Seeds: 2 and 2; images: 1.5 and 3, whose mean has a standard error of 0.75.
+    assert found.value == 2.0
+    assert found.low == pytest.approx(2.25 - 1.959964 * 0.75)
+    assert found.high == pytest.approx(2.25 + 1.959964 * 0.75)
+    assert np.isnan(found_mean(np.array([[1.0], [np.inf]])).value)
+    wide = found_mean(np.array([[0.0, 0.0], [4.0, 4.0]]))
+    assert (wide.low, wide.value, wide.high) == (0.0, 2.0, 4.0)
+
+
+def drawn(figure: Figure, axes: int, label: str, axis: str) -> list[float]:
+    """The data of the line with that label."""
+    (one,) = (artist for artist in figure.axes[axes].lines if artist.get_label() == label)
+    return [float(v) for v in (one.get_xdata() if axis == "x" else one.get_ydata())]
+
+
+def cells(results: Path, name: str, title: str, column: int) -> list[float]:
+    _, body = RECIPES[name].tables[title](Records(results / name / "smoke"))
+    return [float(re.split(r"[ %]", row[column])[0]) for row in body if re.match(r"-?\d", row[column])]
+
+
+def test_accuracies_are_those_of_the_table(results: Path, figure: Figure) -> None:
+    title = "Under attack, at equal numbers of passes"
+    records = Records(results / "training_methods" / "smoke")
+    accuracies.draw(figure, records, "adversarial", "plain")
+    for label, column in (("clean accuracy", 1), ("robust accuracy", 2)):
+        assert drawn(figure, 0, label, "x") == pytest.approx(
+            cells(results, "training_methods", title, column), abs=1e-4
+        )
+    right = [line.get_xdata() for line in figure.axes[1].lines if len(line.get_xdata()) == 4]
+    gains = cells(results, "training_methods", title, 4)
+    assert np.isnan(right[0][0]), "the base has no difference from itself"
+    assert list(right[0][1:]) == pytest.approx(gains[1:], rel=1e-3)
+
+
+def test_radii_costs_and_distances_are_those_of_the_table(results: Path) -> None:
+    with mpl.rc_context(STYLE):
+        figure = Figure()
+        certified_radii.draw(figure, Records(results / "training_methods" / "smoke"))
+        points = [line.get_xdata() for line in figure.axes[0].lines if len(line.get_xdata()) == 7]
+        expected = cells(results, "training_methods", "Average certified radius", 1)
+        assert list(points[0]) == pytest.approx(expected, abs=1e-4)
+        figure = Figure()
+        costs.draw(figure, Records(results / "training_methods" / "smoke"))
+        expected = cells(results, "training_methods", "Cost of the adversarial methods", 3)
+        assert drawn(figure, 0, "forward and backward passes of an update", "x") == pytest.approx(expected)
+        figure = Figure()
+        relative_distances.draw(figure, Records(results / "deep_defense" / "smoke"))
+        expected = cells(results, "deep_defense", "Distance of the nearest error over the norm of the image", 2)
+        header, _ = RECIPES["deep_defense"].tables["Distance of the nearest error over the norm of the image"](
+            Records(results / "deep_defense" / "smoke")
+        )
+        attack = header[2].removeprefix("rho2 by ")
+        assert drawn(figure, 0, attack, "x") == pytest.approx(expected, abs=1e-4)
+
+
+def test_lines_of_m_hold_only_possible_cells(results: Path, figure: Figure) -> None:
+    records = Records(results / "free_at" / "smoke")
+    budget_and_replays.draw(figure, records)
+    grid = records["grid"]
+    robust = [np.isinf(grid.of("distance", f"free m=2, {e} epochs")).mean() for e in (2, 4)]
+    assert drawn(figure, 0, "Free, m = 2", "y") == pytest.approx(robust)
+    assert drawn(figure, 1, "Free, m = 2", "y") == pytest.approx(
+        [grid.of("correct", f"free m=2, {e} epochs").mean() for e in (2, 4)]
+    )
+    assert len(drawn(figure, 0, "Free, m = 4", "y")) == 1, "m = 4 in 2 epochs meets no batch four times"
+
+
+def test_adaptive_certificates_are_read_at_their_radii_only(results: Path, figure: Figure) -> None:
+    records = Records(results / "published_table" / "smoke")
+    published_curves.draw(figure, records, "adaptive")
+    record = records["adaptive"]
+    expected = [
+        (record.of("right", "stability 0.5") & (record.of("radius", "stability 0.5") >= r)).mean()
+        for r in (0, 0.25, 0.5)
+    ]
+    assert drawn(figure, 1, "stability", "y") == pytest.approx(expected)
+
+
+# The pieces.
+
+
+def test_marks_lines_and_curves_show_values_and_intervals(figure: Figure) -> None:
+    left, middle, right = figure.subplots(1, 3)
+    values = [Measured(0.5, 0.25, 0.75), Measured(np.nan, np.nan, np.nan), Measured(2.0, -np.inf, np.inf)]
+    dots(left, ["a", "b", "c"], {"one": values})
+    bars = [list(artist.get_xdata()) for artist in left.lines[:-1]]
+    assert bars == [[0.25, 0.75]], "what has no interval is a dot alone"
+    assert [t.get_text() for t in left.get_yticklabels()] == ["a", "b", "c"]
+    assert left.get_ylim()[0] > left.get_ylim()[1], "the first row is on top"
+    line(middle, [1, 2], values[:1] * 2, "two", style(1))
+    (segments,) = (c.get_segments() for c in middle.collections)
+    assert [s[:, 1].tolist() for s in segments] == [[0.25, 0.75]] * 2
+    log_axis(middle, "x", [1, 2])
+    assert [t.get_text() for t in middle.get_xticklabels()] == ["1", "2"]
+    scores = np.array([[0.0, 0.5, -1.0, 0.5]])
+    curve(right, scores, [0.0, 0.5, 0.6], "three", style(2), at=[0.5])
+    assert right.lines[0].get_ydata().tolist() == [0.75, 0.5, 0.0], "a radius certifies at itself"
+    assert right.lines[1].get_ydata().tolist() == [0.5]
+
+
+def test_styles_differ_in_more_than_colour() -> None:
+    shown = [style(k) for k in range(7)]
+    assert len({(s["marker"], s["ls"]) for s in shown}) == 7
+    assert len({s["color"] for s in shown}) == 7
+
+
+def test_captions_say_only_what_the_notes_hold() -> None:
+    array = {"correct": np.zeros((1, 2, 5))}
+    record = Record(array, {"names": ["a"], "n": 5, "threat": "Threat(norm='L2', eps=0.03137254, box=None)"})
+    assert about(record) == "n = 5 images, 2 seeds"
+    assert threat(record) == "L2 eps = 0.03137"
+    assert circumstances(record) == "Threat: Threat(norm='L2', eps=0.03137254, box=None)."
+    several = Record(array, {"names": ["a"], "configuration": "seeds=(0, 1) seeds=(3, 4) seeds=(5,)"})
+    assert seeds(several) == "2 seeds", "which of them, the configuration does not tell"
+    assert about(Record({"a": np.zeros((1, 1))}, {"names": ["a"], "configuration": "seeds=(5,)"})) == "seed 5"
+
+
+def test_a_difference_is_paired() -> None:
+    """The gain's interval is that of `difference`, which the table states, not that of two separate accuracies."""
+    first, second = np.array([[True] * 6 + [False] * 2] * 2), np.array([[True] * 5 + [False] * 3] * 2)
+    found = difference(first, second)
+    assert found.high - found.low < accuracy(first).high - accuracy(first).low
+
+
+def test_drawings_work_with_one_seed_and_one_image(tmp_path: Path) -> None:
+    """Every drawing, on the first seed and the first image alone."""
+    for name in MADE_UP:
+        folder = tmp_path / name
+        records = write_stages(folder, name)
+        for stage in records_with_images(name):
+            record = records[stage]
+            arrays = {key: _first(value) for key, value in record.arrays.items()}
+            notes = dict(record.notes) | {"example": [0], "n": 1} | ({"size": [2.0]} if "size" in record.notes else {})
+            records.write(stage, Record(arrays, notes), {})
+    with mpl.rc_context(STYLE):
+        for (name, title), picture in FIGURES.items():
+            records = Records(tmp_path / name)
+            RECIPES[name].tables[title](records)
+            partial(picture.draw, Figure(layout="constrained"))(records)
+
+
+def records_with_images(name: str) -> list[str]:
+    return [stage for stage, (_, _, notes) in MADE_UP[name].items() if "example" in notes]
+
+
+def _first(values: np.ndarray) -> np.ndarray:
+    return values[:, :1, :1]
