@@ -48,7 +48,7 @@ from certify.verified_radius import Bisection
 from certify.voting import Execution, Precision
 
 app = make_app(__doc__)
-app.command()(verify_property)
+app.command("verify-property")(verify_property)
 MethodName = Literal["fixed", "randomized", "adaptive", "tolerance", "renyi", "split"]
 VerifierName = Literal["ibp", "crown-ibp", "fast-lin", "crown", "alpha-crown"]
 _BATCH = {"adaptive": 64, "tolerance": 64}  # examples leave a sequential batch one by one; a large one stays full

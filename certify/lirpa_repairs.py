@@ -92,7 +92,7 @@ def auto_lirpa() -> ModuleType:
     if (present := sys.modules.get("auto_LiRPA")) is not None:
         return present
     repair_torch()
-    handlers = logging.root.handlers[:]
+    handlers, depth = logging.root.handlers[:], sys.getrecursionlimit()
     # Its import sets the process's warning filters: `record` drops what they let through, and the exit puts them back.
     with warnings.catch_warnings(record=True), stand_ins():
         try:
@@ -102,6 +102,8 @@ def auto_lirpa() -> ModuleType:
                 raise
             raise ImportError(INSTALL) from error
     logging.root.handlers[:] = handlers
+    # Its import allows a million frames, more than the stack holds: a nested file would crash Python's JSON reader.
+    sys.setrecursionlimit(depth)
     package.utils.logger.disabled = True  # what it would print, callers raise
     repair_members(package.BoundedModule)
     return package

@@ -73,6 +73,8 @@ def _center(arrays: dict[str, Any]) -> float:
 
 
 def _draw_lines(figure: Figure, records: list[Record]) -> None:
+    if many := len(records) > 4:
+        figure.set_size_inches(10, 5)
     axes = figure.subplots()
     names = list(dict.fromkeys(p["name"] for _, p in records))
     for arrays, provenance in records:
@@ -90,7 +92,7 @@ def _draw_lines(figure: Figure, records: list[Record]) -> None:
         )
     axes.set(xlabel="distance, in units of the filters' own norms", ylabel="mean cross-entropy", yscale="log")
     axes.axvline(0.0, color="0.4", lw=0.8)
-    figure.legend(loc="outside lower center", fontsize=8, ncols=3 if len(records) > 4 else 1)
+    figure.legend(loc="outside lower center", fontsize=8, ncols=3 if many else 1)
 
 
 def _draw_planes(figure: Figure, records: list[Record]) -> None:

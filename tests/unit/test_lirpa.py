@@ -363,11 +363,12 @@ def test_it_is_imported_late_and_leaves_no_trace() -> None:
 import sys, warnings, logging
 import certify, certify.lirpa, certify.verified_radius
 assert "auto_LiRPA" not in sys.modules
-filters, handlers = warnings.filters[:], logging.root.handlers[:]
+filters, handlers, depth = warnings.filters[:], logging.root.handlers[:], sys.getrecursionlimit()
 absent = [name for name in {list(ABSENT)!r} if name not in sys.modules]
 from certify.lirpa_repairs import auto_lirpa
 assert auto_lirpa() is sys.modules["auto_LiRPA"] is auto_lirpa()
 assert warnings.filters[:] == filters and logging.root.handlers[:] == handlers
+assert sys.getrecursionlimit() == depth
 for name in absent:
     module = sys.modules.get(name)
     assert module is None or getattr(module, "__spec__", None) is not None, name
