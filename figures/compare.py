@@ -300,8 +300,8 @@ def _draw_line(axes: Axes, line: Line, norm: Norm, methods: Sequence[str]) -> No
     m = len(line.examples)
     if line.eps is not None:
         # A search for the nearest error has the whole box as its budget: its marks stand at the table's radii.
-        radii = [r for r in RADII[norm] if norm in line.scores and r <= line.eps]
-        axes.plot(radii, [(accuracy(line, norm, r) or 0) / m for r in radii], "v", color="black", ms=5, clip_on=False)
+        for r in (r for r in RADII[norm] if norm in line.scores and r <= line.eps):
+            axes.plot([r], [(accuracy(line, norm, r) or 0) / m], "v", color="black", ms=5, clip_on=False)
         return
     grid = np.linspace(0, max(RADII[norm]) * 1.1, _POINTS)
     shares = [(accuracy(line, norm, r) or 0) / m for r in grid]
