@@ -14,6 +14,9 @@ from analysis.attacks import Attack
 from analysis.campaign import attack_campaign
 from certify import InputError, Threat
 from certify.campaign.attack_rows import AttackRows
+from certify.campaign.runner import Method as Certifier
+from certify.campaign.runner import run as certify_campaign
+from certify.campaign.store import Results
 from certify.campaign.weights import resolve
 from paper_repro.data import Data
 from paper_repro.models.checkpoint import WEIGHTS
@@ -163,6 +166,26 @@ class Bench:
                 start=start,
             )
         return network
+
+    def certify(self, store: str, name: str, network: nn.Module, certifier: Certifier, seed: int) -> Results:
+        """Certificates of the test images by votes, from where a killed campaign stopped.
+
+        Args:
+            store: A file in the folder of checkpoints and stores.
+            name: Of the network.
+            network: In evaluation mode.
+            certifier: Of every image.
+            seed: Of the votes.
+        """
+        return certify_campaign(
+            self.work / store,
+            certifier,
+            network,
+            self.test,
+            names=(f"{self.setting.model} {name} seed {seed}", self.setting.data),
+            seed=seed,
+            add=True,
+        )
 
     def attack(
         self, name: str, network: nn.Module, attacks: Sequence[Attack], threat: Threat, seed: int, count: int = 0

@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 
 from certify import AdaptiveSmoothing, Gaussian, Smoothing
 from certify.accuracy import FloatArray
-from certify.campaign.runner import Method as CampaignMethod
-from certify.campaign.runner import run as certify_campaign
+from certify.campaign.runner import Method as Certifier
 from paper_repro.recipes.bench import Bench, Setting
 from paper_repro.recipes.recipe import Above, Claim, Near, Recipe, Table
 from paper_repro.recipes.records import Record, Records, gather
@@ -51,21 +50,14 @@ def _cells(config: PublishedTable) -> dict[str, tuple[Method, Gaussian]]:
     return cells
 
 
-def _certified(bench: Bench, store: str, certifier: Callable[[Gaussian], CampaignMethod]) -> Record:
+def _certified(bench: Bench, store: str, certifier: Callable[[Gaussian], Certifier]) -> Record:
     config: PublishedTable = bench.config
     cells = _cells(config)
 
     def measure(name: str, seed: int) -> dict[str, NDArray[np.generic]]:
         method, noise = cells[name]
-        results = certify_campaign(
-            bench.work / store,
-            certifier(noise),
-            bench.fit(name, method, config.training, seed),
-            bench.test,
-            names=(f"{config.setting.model} {name} seed {seed}", config.setting.data),
-            seed=seed,
-            add=True,
-        )
+        network = bench.fit(name, method, config.training, seed)
+        results = bench.certify(store, name, network, certifier(noise), seed)
         found = results.certificate
         right = found.prediction.numpy() == results.label
         return {"radius": found.radius.numpy(), "right": right, "samples": found.samples.numpy()}

@@ -11,7 +11,6 @@ from torch import nn
 from analysis.attacks import PGD, Attack, SmoothAdv
 from certify import Gaussian, Smoothing, Stream, Threat, pixeldp_radius, renyi_radius
 from certify.accuracy import FloatArray
-from certify.campaign.runner import run as certify_campaign
 from certify.certificate import ABSTAIN
 from certify.threat import Norm
 from paper_repro.recipes.bench import Bench, Setting, spaced
@@ -79,15 +78,7 @@ def votes(bench: Bench) -> Record:
     config: StabilityTraining = bench.config
 
     def measure(name: str, seed: int) -> dict[str, NDArray[np.generic]]:
-        results = certify_campaign(
-            bench.work / "votes.sqlite",
-            config.smoothing,
-            _trained(bench, name, seed),
-            bench.test,
-            names=(f"{config.setting.model} {name} seed {seed}", config.setting.data),
-            seed=seed,
-            add=True,
-        )
+        results = bench.certify("votes.sqlite", name, _trained(bench, name, seed), config.smoothing, seed)
         certificate = results.certificate
         assert certificate.counts is not None
         radii = radii_of(config.smoothing, certificate.counts.tolist(), certificate.prediction.tolist())

@@ -11,7 +11,6 @@ from torch import nn
 from analysis.attacks import APGD, PGD, Attack, Square, TargetedAPGD
 from certify import Gaussian, Smoothing, Stream, Threat
 from certify.accuracy import FloatArray
-from certify.campaign.runner import run as certify_campaign
 from certify.campaign.weights import resolve
 from paper_repro.data import Data
 from paper_repro.recipes.bench import Bench, Setting
@@ -143,15 +142,8 @@ def radius(bench: Bench) -> Record:
     bench = _smoothed(bench)
 
     def measure(name: str, seed: int) -> dict[str, NDArray[np.generic]]:
-        results = certify_campaign(
-            bench.work / "votes.sqlite",
-            config.smoothing,
-            _for_smoothing(config, bench, name, seed),
-            bench.test,
-            names=(f"{config.smoothed.model} {name} seed {seed}", config.smoothed.data),
-            seed=seed,
-            add=True,
-        )
+        network = _for_smoothing(config, bench, name, seed)
+        results = bench.certify("votes.sqlite", name, network, config.smoothing, seed)
         right = results.certificate.prediction.numpy() == results.label
         return {"radius": results.certificate.radius.numpy(), "right": right}
 
