@@ -4,10 +4,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from figures.captions import about, threat
-from figures.intervals import accuracy
 from figures.marks import SHARES, dots, gains, legend, title
 from paper_repro.recipes.records import Records
-from paper_repro.recipes.statistics import difference
+from paper_repro.recipes.statistics import accuracy, difference
 
 
 def draw(figure: Figure, records: Records, stage: str = "schedules", base: str = "constant") -> None:

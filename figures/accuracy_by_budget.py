@@ -3,10 +3,10 @@
 from matplotlib.figure import Figure
 
 from figures.captions import about
-from figures.intervals import accuracy
 from figures.marks import SHARES, legend, line, style, title
 from paper_repro.recipes.records import Records
 from paper_repro.recipes.stability import SMOOTHED
+from paper_repro.recipes.statistics import accuracy
 
 
 def draw(figure: Figure, records: Records) -> None:

@@ -3,10 +3,10 @@
 from matplotlib.figure import Figure
 
 from figures.captions import about
-from figures.intervals import accuracy
 from figures.marks import SHARES, legend, radii_to, style, title
 from paper_repro.recipes.deep_defense import NEAREST
 from paper_repro.recipes.records import Records
+from paper_repro.recipes.statistics import accuracy
 
 
 def draw(figure: Figure, records: Records) -> None:

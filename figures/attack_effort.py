@@ -6,10 +6,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from figures.captions import about
-from figures.intervals import accuracy
 from figures.marks import DASHES, dots, legend, line, log_axis, style, title
 from paper_repro.recipes.records import Record, Records
-from paper_repro.recipes.statistics import over_seeds
+from paper_repro.recipes.statistics import accuracy, over_seeds
 
 
 def draw(figure: Figure, records: Records) -> None:

@@ -4,10 +4,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from figures.captions import about
-from figures.intervals import accuracy
 from figures.marks import SHARES, legend, line, log_axis, style, title
 from paper_repro.recipes.records import Record, Records
-from paper_repro.recipes.statistics import Measured
+from paper_repro.recipes.statistics import Measured, accuracy
 
 _APART = 1.06
 """Lines stand a little apart along the axis, so that their bars do not hide each other."""

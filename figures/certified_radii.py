@@ -4,10 +4,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from figures.captions import about
-from figures.intervals import accuracy, image_mean
 from figures.marks import dots, gains, title
 from paper_repro.recipes.records import Records
-from paper_repro.recipes.statistics import difference
+from paper_repro.recipes.statistics import accuracy, difference, image_mean
 
 _BASE = "Gaussian"
 

@@ -4,9 +4,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from figures.captions import about
-from figures.intervals import accuracy
 from figures.marks import SHARES, legend, line, log_axis, style, title
 from paper_repro.recipes.records import Records
+from paper_repro.recipes.statistics import accuracy
 
 
 def draw(figure: Figure, records: Records) -> None:

@@ -1,28 +1,10 @@
-"""The numbers that drawings show, with the very intervals that the tables beside them state."""
-
-from functools import cache
+"""A mean that drawings show where not every image has a number."""
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from analysis.evaluation import exact_interval
 from certify.accuracy import mean_estimate
 from paper_repro.recipes.statistics import RHO, Measured
-
-_exact_interval = cache(exact_interval)
-
-
-def accuracy(hits: NDArray[np.bool_]) -> Measured:
-    """The share of (seeds, n) hits: mean over seeds, and the hull of every seed's exact 95 % interval over images."""
-    n = hits.shape[1]
-    ends = [_exact_interval(int(count), n, RHO) for count in hits.sum(1)]
-    return Measured(float(hits.mean()), min(e[0] for e in ends), max(e[1] for e in ends))
-
-
-def image_mean(values: ArrayLike) -> Measured:
-    """The mean of (seeds, n) numbers, averaged over seeds image by image, and its normal 95 % interval over images."""
-    mean, _, (low, high) = mean_estimate(np.asarray(values, np.float64).mean(0), RHO)
-    return Measured(mean, low, high)
 
 
 def found_mean(values: NDArray[np.float64]) -> Measured:

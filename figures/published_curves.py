@@ -5,9 +5,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from figures.captions import about
-from figures.intervals import accuracy
 from figures.marks import SHARES, curve, legend, line, radii_to, style, title
 from paper_repro.recipes.records import Record, Records
+from paper_repro.recipes.statistics import accuracy
 
 
 def draw(figure: Figure, records: Records, stage: str = "votes") -> None:

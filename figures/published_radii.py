@@ -4,11 +4,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from figures.captions import about
-from figures.intervals import image_mean
 from figures.marks import dots, gains, legend, title
 from paper_repro.recipes.published_table import PUBLISHED
 from paper_repro.recipes.records import Records
-from paper_repro.recipes.statistics import difference, exactly
+from paper_repro.recipes.statistics import difference, exactly, image_mean
 
 
 def draw(figure: Figure, records: Records) -> None:

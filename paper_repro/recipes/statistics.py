@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,6 +12,7 @@ from certify.accuracy import mean_estimate
 
 RHO = 0.05
 _RESAMPLES = 1000
+_exact_interval = cache(exact_interval)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,19 @@ def ratio(first: ArrayLike, second: ArrayLike) -> Measured:
     return Measured(value, float(min(low, each.min())), float(max(high, each.max())))
 
 
+def accuracy(hits: NDArray[np.bool_]) -> Measured:
+    """The share of (seeds, n) hits: mean over seeds, and the hull of every seed's exact 95 % interval over images."""
+    n = hits.shape[1]
+    ends = [_exact_interval(int(count), n, RHO) for count in hits.sum(1)]
+    return Measured(float(hits.mean()), min(e[0] for e in ends), max(e[1] for e in ends))
+
+
+def image_mean(values: ArrayLike) -> Measured:
+    """The mean of (seeds, n) numbers, averaged over seeds image by image, and its normal 95 % interval over images."""
+    mean, _, (low, high) = mean_estimate(np.asarray(values, np.float64).mean(0), RHO)
+    return Measured(mean, low, high)
+
+
 def share(hits: NDArray[np.bool_]) -> str:
     """A cell: mean and standard deviation over seeds, and an interval over images.
 
@@ -84,10 +99,8 @@ def share(hits: NDArray[np.bool_]) -> str:
 
     Returns: "0.8430 +- 0.0120 [0.8011, 0.8790]"; the bracket holds the exact 95 % interval of every seed.
     """
-    n = hits.shape[1]
-    ends = [exact_interval(int(count), n, RHO) for count in hits.sum(1)]
-    low, high = min(e[0] for e in ends), max(e[1] for e in ends)
-    return f"{average(hits.mean(1))} [{round_down(low)}, {round_up(high)}]"
+    ends = accuracy(hits)
+    return f"{average(hits.mean(1))} [{round_down(ends.low)}, {round_up(ends.high)}]"
 
 
 def average(values: ArrayLike) -> str:
@@ -102,5 +115,5 @@ def mean_of(values: NDArray[np.float64]) -> str:
 
     The mean over seeds is taken image by image first.
     """
-    _, _, (low, high) = mean_estimate(values.mean(0), RHO)
-    return f"{average(values.mean(1))} [{low:.4f}, {high:.4f}]"
+    ends = image_mean(values)
+    return f"{average(values.mean(1))} [{ends.low:.4f}, {ends.high:.4f}]"

@@ -29,7 +29,7 @@ from figures import accuracies, budget_and_replays, certified_radii, costs, publ
 from figures.captions import about, circumstances, seeds, threat
 from figures.everything import INDEX, Rebuilt, everything, slug
 from figures.everything_command import all_command
-from figures.intervals import accuracy, found_mean, image_mean
+from figures.intervals import found_mean
 from figures.marks import curve, dots, line, log_axis, style
 from figures.page import STYLE
 from figures.recipe_figures import FIGURES
@@ -42,7 +42,7 @@ from paper_repro.recipes.loss_landscape_stages import VARIANTS, WARMED
 from paper_repro.recipes.published_table import PUBLISHED
 from paper_repro.recipes.records import Record, Records
 from paper_repro.recipes.report import report
-from paper_repro.recipes.statistics import Measured, difference, mean_of, share
+from paper_repro.recipes.statistics import Measured, accuracy, difference, image_mean, mean_of, share
 from paper_repro.recipes.surfaces import NUMBERS
 from tests.networks import digits_linear
 
