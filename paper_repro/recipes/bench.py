@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from analysis.attacks import Attack
 from analysis.campaign import attack_campaign
-from certify import InputError, Threat
+from certify import Execution, InputError, Threat
 from certify.campaign.attack_rows import AttackRows
 from certify.campaign.runner import Method as Certifier
 from certify.campaign.runner import run as certify_campaign
@@ -167,7 +167,15 @@ class Bench:
             )
         return network
 
-    def certify(self, store: str, name: str, network: nn.Module, certifier: Certifier, seed: int) -> Results:
+    def certify(
+        self,
+        store: str,
+        name: str,
+        network: nn.Module,
+        certifier: Certifier,
+        seed: int,
+        execution: Execution | None = None,
+    ) -> Results:
         """Certificates of the test images by votes, from where a killed campaign stopped.
 
         Args:
@@ -176,6 +184,7 @@ class Bench:
             network: In evaluation mode.
             certifier: Of every image.
             seed: Of the votes.
+            execution: How the network is evaluated.
         """
         return certify_campaign(
             self.work / store,
@@ -184,6 +193,7 @@ class Bench:
             self.test,
             names=(f"{self.setting.model} {name} seed {seed}", self.setting.data),
             seed=seed,
+            execution=execution,
             add=True,
         )
 

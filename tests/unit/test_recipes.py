@@ -15,7 +15,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from certify import Gaussian, InputError, PerExample, RenyiSmoothing, Smoothing, Stream, Threat
+from certify import Execution, Gaussian, InputError, PerExample, RenyiSmoothing, Smoothing, Stream, Threat
 from certify.campaign.weights import tensor_digest
 from paper_repro.__main__ import app
 from paper_repro.commands import recipes as command
@@ -265,6 +265,15 @@ def test_a_network_is_trained_on_the_images_it_is_given(tmp_path: Path) -> None:
     place.fit("few", Erm(), place.config.training, 0, data=few)
     made = json.loads((place.folder("few", 0) / "config.json").read_text(encoding="utf-8"))
     assert made["data_sha256"] == tensor_digest(few.x, few.y)
+
+
+def test_votes_are_cast_as_the_execution_says(tmp_path: Path) -> None:
+    place = bench(tmp_path)
+    smoothing, network = Smoothing(Gaussian(0.3), n0=10, n=50), digits_linear().eval()
+    for execution in (None, Execution("bfloat16")):
+        found = place.certify("votes.sqlite", "net", network, smoothing, 0, execution)
+        assert found.settings["execution"] == repr(execution or Execution())
+        assert ("bfloat16" in found.certificate.subject) == (execution is not None)
 
 
 def test_partly_labelled_images_keep_their_labels_and_the_teacher_gives_the_rest(tmp_path: Path) -> None:
