@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -721,7 +722,7 @@ def test_browsers_report_no_error(full_page: Path) -> None:
     messages: list[str] = []
     with playwright.sync_playwright() as started:
         try:
-            browser = started.chromium.launch()
+            browser = started.chromium.launch(executable_path=shutil.which("chromium"))  # None: playwright's own
         except playwright.Error as error:
             pytest.skip(f"no chromium for playwright: {error}")
         page = browser.new_page(viewport={"width": 360, "height": 700})
