@@ -22,7 +22,8 @@ from certify.binomial import lower_confidence_bound, upper_confidence_bound
 from certify.bracket import bracket
 from certify.campaign.attack_rows import AttackResults, attack_results
 from certify.campaign.logs import floor_decimal
-from certify.campaign.store import Results, Store
+from certify.campaign.results import Results
+from certify.campaign.store import Store
 from certify.campaign.tables import Format, as_text
 from certify.certificate import Certificate, Deterministic
 from certify.errors import InputError

@@ -8,7 +8,7 @@ from typing import Any
 from certify.campaign.store import Store
 from certify.errors import InputError
 from figures.report_page import render_page
-from figures.report_rows import Source, identity, networks, sessions
+from figures.report_rows import Source, identity, networks
 from figures.report_sections import chapter
 from paper_repro.models.checkpoint import write_atomically
 
@@ -36,7 +36,7 @@ def report(store: Path, out: Path, *, rho: float = 0.05) -> Path:
         Contradiction: a deterministic certificate reaches a counterexample.
     """
     with Store(store) as file:
-        found, computed = networks(file), sessions(file)
+        found, computed = networks(file), file.sessions()
     record = read_record(record_of(store))
     about = record.get("about", {})
     chapters = []

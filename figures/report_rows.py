@@ -1,6 +1,5 @@
 """What a store's rows say about each network in it: its runs, and what is known of every example's robust radius."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,8 @@ from analysis.campaign import threat_of
 from certify.accuracy import FloatArray
 from certify.bracket import bracket
 from certify.campaign.attack_rows import AttackResults, attack_results
-from certify.campaign.store import IntArray, Results, Store
+from certify.campaign.results import IntArray, Results
+from certify.campaign.store import Store
 from certify.errors import InputError
 from figures.compare import short
 
@@ -116,7 +116,7 @@ class Source:
 
     Attributes:
         store: The store's file name.
-        sessions: Of `sessions`.
+        sessions: Of `Store.sessions`.
         record: What was measured beside the rows, see `report_run`; {} where there is nothing.
         rho: Failure probability of each interval.
     """
@@ -219,24 +219,3 @@ def _take_lower(joined: Known, run: Proved) -> None:
         if lower[i] > joined.lower[at]:
             joined.lower[at] = lower[i]
             joined.proved_by[at] = run.name
-
-
-def sessions(store: Store) -> dict[str, list[tuple[str, Mapping[str, Any]]]]:
-    """When and on what the rows of each run were computed: start in UTC and environment, by the run's settings as text.
-
-    A session that found all rows there already is left out.
-
-    Raises:
-        InputError: the file is damaged.
-    """
-    held: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
-    with store._intact():
-        tables = "SELECT name FROM sqlite_master WHERE name IN ('certificate', 'attack')"
-        rows = " UNION ".join(f"SELECT session FROM {name}" for (name,) in store._db.execute(tables).fetchall())
-        query = (
-            "SELECT settings, started, environment FROM session JOIN run ON run.id = session.run "
-            f"WHERE session.id IN ({rows}) ORDER BY session.id"
-        )
-        for settings, started, environment in store._db.execute(query).fetchall():
-            held.setdefault(settings, []).append((started, json.loads(environment)))
-    return held

@@ -14,7 +14,8 @@ from analysis.attacks.smoothadv import SmoothAdv
 from analysis.falsification import certified, falsify_deterministic, falsify_smoothing
 from certify.campaign.cli import make_noise
 from certify.campaign.progress import progress
-from certify.campaign.store import Results, Store
+from certify.campaign.results import Results
+from certify.campaign.store import Store
 from certify.campaign.weights import load_weights, model_digest, resolve
 from certify.certificate import Deterministic
 from certify.errors import InputError

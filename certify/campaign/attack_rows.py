@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from certify.accuracy import FloatArray
-from certify.campaign.store import IntArray, Store
+from certify.campaign.results import IntArray
+from certify.campaign.store import Store
 from certify.errors import InputError
 
 UNBROKEN = -1

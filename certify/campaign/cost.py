@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tabulate import tabulate
 
-from certify.campaign.store import Results
+from certify.campaign.results import Results
 from certify.errors import InputError
 
 IMAGES = 1000

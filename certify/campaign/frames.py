@@ -4,7 +4,7 @@ import importlib
 from typing import Any
 
 from certify.campaign.attack_rows import AttackResults
-from certify.campaign.store import Published, Results
+from certify.campaign.results import Published, Results
 from certify.certificate import Certificate
 from certify.errors import InputError
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Decimal
 from pathlib import Path
 
-from certify.campaign.store import Published, Results
+from certify.campaign.results import Published, Results
 from certify.certificate import ABSTAIN
 from certify.errors import InputError
 

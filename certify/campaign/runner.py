@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from certify.campaign.executor import Executor, Portable, Serial, Work
 from certify.campaign.progress import progress
-from certify.campaign.store import Results, Store
+from certify.campaign.results import Results
+from certify.campaign.store import Store
 from certify.campaign.weights import Data, model_digest, tensor_digest
 from certify.certificate import Certificate
 from certify.errors import InputError

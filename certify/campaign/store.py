@@ -17,14 +17,11 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import numpy as np
-import torch
 
-from certify.accuracy import FloatArray, scores
+from certify.campaign.results import Published, Results
 from certify.campaign.schema import APPLICATION_ID, CELLS, ROWS, SCHEMAS, SEALED, UNSEALED_ROWS, Cells, row_digest
 from certify.certificate import Certificate
 from certify.errors import InputError
-
-IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 Kind = Literal["certificate", "attack"]
 
@@ -38,75 +35,6 @@ _ADVICE = {
     sqlite3.SQLITE_READONLY: "; need leave to write to the file and to its folder",
     sqlite3.SQLITE_CANTOPEN: "; need a file, in a folder that can be written to",
 }
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Published:
-    """Somebody's per-example results, as printed. Not a Certificate: nothing here was proved by this library.
-
-    Attributes:
-        name: The file's name.
-        example: (m,) ids, as printed.
-        label: (m,) int64.
-        prediction: (m,) int64; -1 abstains.
-        radius: (m,) float64, as printed: usually rounded to nearest at 3 digits, so up to half a digit too large.
-        correct: (m,) bool, as printed.
-        seconds: (m,) float64.
-    """
-
-    name: str
-    example: IntArray
-    label: IntArray
-    prediction: IntArray
-    radius: FloatArray
-    correct: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
-    seconds: FloatArray
-
-    @classmethod
-    def of(cls, name: str, rows: Sequence[tuple[int, int, int, float, bool, float]]) -> Self:
-        """From rows of example, label, prediction, radius, correct, seconds."""
-        example, label, prediction, radius, correct, seconds = zip(*rows, strict=True)
-        return cls(
-            name=name,
-            example=np.array(example, np.int64),
-            label=np.array(label, np.int64),
-            prediction=np.array(prediction, np.int64),
-            radius=np.array(radius, np.float64),
-            correct=np.array(correct, np.bool_),
-            seconds=np.array(seconds, np.float64),
-        )
-
-    def scores(self) -> FloatArray:
-        """Printed radius where correct, -inf elsewhere."""
-        return np.where(self.correct, self.radius, -np.inf)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Results:
-    """The stored rows of one run, in order of example.
-
-    Attributes:
-        settings: What determined the numbers.
-        certificate: Rebuilt from the rows.
-        example: (m,) ids in the data set.
-        label: (m,) int64.
-        seconds: (m,) wall clock per example.
-    """
-
-    settings: Mapping[str, Any]
-    certificate: Certificate
-    example: IntArray
-    label: IntArray
-    seconds: FloatArray
-
-    @property
-    def name(self) -> str:
-        """What a table calls this run."""
-        return f"{self.settings['model'].rpartition(':')[2]} {self.certificate.subject}"
-
-    def scores(self) -> FloatArray:
-        """Certified radius where correct, -inf elsewhere."""
-        return scores(self.certificate, torch.from_numpy(self.label))
 
 
 class Store:
@@ -315,6 +243,26 @@ class Store:
                 Published.of(name, self._db.execute(query, (number,)).fetchall())
                 for number, name in self._db.execute("SELECT id, name FROM log ORDER BY id").fetchall()
             ]
+
+    def sessions(self) -> dict[str, list[tuple[str, Mapping[str, Any]]]]:
+        """When and on what rows were computed: (start in UTC, environment) by the run's settings as sorted JSON.
+
+        A session that found all rows there already is left out.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        held: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
+        with self._intact(), self._rebuilding():
+            tables = "SELECT name FROM sqlite_master WHERE name IN ('certificate', 'attack')"
+            rows = " UNION ".join(f"SELECT session FROM {name}" for (name,) in self._db.execute(tables).fetchall())
+            query = (
+                "SELECT settings, started, environment FROM session JOIN run ON run.id = session.run "
+                f"WHERE session.id IN ({rows}) ORDER BY session.id"
+            )
+            for settings, started, environment in self._db.execute(query).fetchall():
+                held.setdefault(settings, []).append((started, json.loads(environment)))
+        return held
 
     def _results(self, run: int, settings: str, header: str) -> Results:
         sealed = self._version() >= SEALED

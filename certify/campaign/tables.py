@@ -15,7 +15,8 @@ from tabulate import tabulate
 
 from certify.accuracy import CertifiedAccuracy, accuracy_of_scores, average_of_scores, reported_radius
 from certify.campaign.logs import floor_decimal, read_log
-from certify.campaign.store import Published, Results, Store
+from certify.campaign.results import Published, Results
+from certify.campaign.store import Store
 from certify.comparison import PairedComparison, compare_scores
 from certify.errors import InputError
 

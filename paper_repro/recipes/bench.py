@@ -14,9 +14,9 @@ from analysis.attacks import Attack
 from analysis.campaign import attack_campaign
 from certify import Execution, InputError, Threat
 from certify.campaign.attack_rows import AttackRows
+from certify.campaign.results import Results
 from certify.campaign.runner import Method as Certifier
 from certify.campaign.runner import run as certify_campaign
-from certify.campaign.store import Results
 from certify.campaign.weights import resolve
 from paper_repro.data import Data
 from paper_repro.models.checkpoint import WEIGHTS

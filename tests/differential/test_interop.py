@@ -22,8 +22,8 @@ from certify import IBP, Gaussian, InputError, SmoothedClassifier, Stream, Threa
 from certify.campaign.attack_rows import AttackResults, AttackRows
 from certify.campaign.frames import to_frame
 from certify.campaign.onnx import read_onnx
+from certify.campaign.results import Published
 from certify.campaign.runner import verify
-from certify.campaign.store import Published
 from certify.layers import Normalize
 from paper_repro.data import Data
 from paper_repro.models import cifar_resnet, deep_defense_convnet, lenet

@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 from certify import IBP, Gaussian, InputError, Smoothing, Stream, Threat
 from certify.__main__ import app
 from certify.campaign.cost import Cost, cost_of, render_costs
-from certify.campaign.store import Results, Store
+from certify.campaign.results import Results
+from certify.campaign.store import Store
 from paper_repro.data import digits
 from tests.networks import digits_linear
 

@@ -31,7 +31,7 @@ from certify.campaign.attack_rows import AttackRows
 from certify.campaign.cli import make_executor
 from certify.campaign.executor import Executor, Portable, Results, Serial, Work
 from certify.campaign.ray_executor import TRIES, RayWorkers
-from certify.campaign.store import Results as Rows
+from certify.campaign.results import Results as Rows
 from certify.campaign.store import Store
 from certify.campaign.weights import load_weights
 from certify.errors import InputError
