@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from analysis.attacks.pgd import PGD
 from analysis.noise_curve import BATCH, check_kind, classified, normals
 from analysis.records import read_record, write_record
-from certify.errors import InputError
+from certify.errors import InputError, check_count
 from certify.rng import Stream
-from certify.smoothing import check_votes
 from certify.threat import Threat
 
 _BISECTIONS = 30
@@ -51,8 +50,8 @@ class NoiseAndBoundary:
     steps: int = 200
 
     def __post_init__(self) -> None:
-        check_votes("draws", self.draws)
-        check_votes("steps", self.steps)
+        check_count("draws", self.draws)
+        check_count("steps", self.steps)
         if not (0 < self.mu < 0.5 and self.mu * self.draws >= 1):
             raise InputError(f"need 0 < mu < 1/2 and mu * draws >= 1; got {self.mu!r}, {self.draws}")
         if not 0 < self.tolerance < self.ceiling < math.inf:

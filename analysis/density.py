@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from analysis.lanczos import Krylov, Operator
-from certify.errors import InputError
+from certify.errors import InputError, check_count
 from certify.rng import Stream
-from certify.smoothing import check_votes
 
 _TAIL = 8.0
 """Kernel widths beyond the outermost node, past which a Gaussian weighs less than rounding."""
@@ -100,8 +99,8 @@ class StochasticLanczos:
     steps: int = 80
 
     def __post_init__(self) -> None:
-        check_votes("draws", self.draws)
-        check_votes("steps", self.steps)
+        check_count("draws", self.draws)
+        check_count("steps", self.steps)
         if self.draws < 2:
             raise InputError(f"need draws >= 2, for a standard error; got {self.draws}")
 

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from certify.errors import InputError
-from certify.smoothing import check_votes
+from certify.errors import InputError, check_count
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """From the model's output for a batch, and the batch's y, to one loss per example (n,)."""
@@ -72,7 +71,7 @@ class Hessian:
             )
         if x.ndim == 0 or y.ndim == 0 or len(x) != len(y) or len(x) == 0:
             raise InputError(f"need one y per x, and at least one; got {tuple(x.shape)} and {tuple(y.shape)}")
-        check_votes("batch", batch)
+        check_count("batch", batch)
         self.names = _chosen(model, parameters)
         named = dict(model.named_parameters())
         self.dtype = dtype or named[self.names[0]].dtype

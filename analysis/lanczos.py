@@ -8,9 +8,8 @@ import torch
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
-from certify.errors import InputError
+from certify.errors import InputError, check_count
 from certify.rng import Stream
-from certify.smoothing import check_votes
 
 Which = Literal["magnitude", "largest", "smallest", "both"]
 
@@ -105,7 +104,7 @@ class Lanczos:
     limit: int = 500
 
     def __post_init__(self) -> None:
-        check_votes("k", self.k)
+        check_count("k", self.k)
         if self.which not in get_args(Which):
             raise InputError(f"need which among {', '.join(get_args(Which))}; got {self.which!r}")
         if not 0 < self.tolerance < 1:

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from analysis.attacks.geometry import project, random_start, steepest
-from certify.errors import InputError
+from certify.errors import InputError, check_count
 from certify.rng import Stream
-from certify.smoothing import check_votes
 from certify.threat import Threat
 from certify.voting import check_inputs, check_model
 
@@ -66,8 +65,8 @@ def sampled_lipschitz(
     """
     if threat.norm not in _DUAL:
         raise InputError(f"need a threat in Linf or L2; got {threat.norm}")
-    check_votes("steps", steps)
-    check_votes("restarts", restarts)
+    check_count("steps", steps)
+    check_count("restarts", restarts)
     check_inputs(x, threat.box)
     check_model(model)
     with torch.no_grad():

@@ -12,9 +12,8 @@ from analysis.attacks.fmn import FMN
 from analysis.attacks.pgd import PGD
 from analysis.evaluation import Rung, explicit
 from analysis.masking_checks import LAST
-from certify.errors import InputError
+from certify.errors import InputError, check_count
 from certify.rng import Stream
-from certify.smoothing import check_votes
 from certify.threat import Threat
 
 _BATCH = 500
@@ -44,7 +43,7 @@ class Effort:
 
     def __post_init__(self) -> None:
         for name in ("steps", "restarts", "queries", "hops", "draws"):
-            check_votes(name, getattr(self, name))
+            check_count(name, getattr(self, name))
         if self.steps < 2 * LAST:
             raise InputError(f"need steps >= {2 * LAST}, or the last {LAST} are most of them; got {self.steps!r}")
 

@@ -14,9 +14,8 @@ from analysis.attacks.attacked import Queries
 from analysis.evaluation import exact_interval
 from analysis.records import read_record, write_record
 from certify.binomial import check_alpha
-from certify.errors import InputError
+from certify.errors import InputError, check_count
 from certify.rng import Stream
-from certify.smoothing import check_votes
 from certify.threat import Box, Threat, check_box
 
 BATCH = 500
@@ -44,7 +43,7 @@ class NoiseLevels:
     box: Box = None
 
     def __post_init__(self) -> None:
-        check_votes("draws", self.draws)
+        check_count("draws", self.draws)
         check_alpha(self.rho, "rho")
         check_box(self.box)
         if self.draws < 2:

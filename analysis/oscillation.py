@@ -15,10 +15,9 @@ from torch.func import functional_call, grad, vmap
 from analysis.attacks.geometry import project, random_start, steepest
 from analysis.hessian import cross_entropies
 from analysis.inner_maximum import Advance, check_examples
-from certify.errors import Contradiction
+from certify.errors import Contradiction, check_count
 from certify.oscillation import gradient_oscillation
 from certify.rng import Stream
-from certify.smoothing import check_votes
 from certify.threat import Threat
 
 _ROUNDING = 1e-9
@@ -62,9 +61,9 @@ class OscillationSearch:
     batch: int = 25
 
     def __post_init__(self) -> None:
-        check_votes("steps", self.steps)
-        check_votes("restarts", self.restarts)
-        check_votes("batch", self.batch)
+        check_count("steps", self.steps)
+        check_count("restarts", self.restarts)
+        check_count("batch", self.batch)
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, *, threat: Threat, rng: Stream, advance: Advance | None = None

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from certify.errors import check_count
 from certify.property import Case
 from certify.rng import Stream
-from certify.smoothing import check_votes
 from certify.voting import check_model
 
 
@@ -41,8 +41,8 @@ class BoxAttack:
     restarts: int = 10
 
     def __post_init__(self) -> None:
-        check_votes("steps", self.steps)
-        check_votes("restarts", self.restarts)
+        check_count("steps", self.steps)
+        check_count("restarts", self.restarts)
 
     def __call__(self, model: nn.Module, case: Case, *, rng: Stream) -> Tensor | None:
         """Look for a counterexample.

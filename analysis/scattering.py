@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from analysis.adversarial_curvature import AdversarialLoss, Curvature, check_step, unit_columns
 from analysis.inner_maximum import check_examples
 from analysis.oscillation import Oscillation, example_gradients
-from certify.errors import InputError
+from certify.errors import InputError, check_count
 from certify.rng import Stream
-from certify.smoothing import check_votes
 from certify.threat import Threat
 
 # Norms.
@@ -57,7 +56,7 @@ def gradient_norms(model: nn.Module, z: Tensor, y: Tensor, *, size: int, rng: St
         InputError: training mode, or shapes and sizes that do not fit.
     """
     check_examples(model, z, y)
-    check_votes("size", size)
+    check_count("size", size)
     if size > len(z):
         raise InputError(f"need minibatches of at most the {len(z)} examples; got {size}")
     order = torch.randperm(len(z), generator=rng.generator()).to(z.device)

@@ -11,9 +11,8 @@ from analysis.attacks.geometry import into_box, project, random_start, steepest,
 from analysis.attacks.losses import cross_entropy
 from analysis.attacks.pgd import PGD
 from analysis.inner_maximum import Advance, Forward, check_examples, largest_loss
-from certify.errors import InputError
+from certify.errors import InputError, check_count
 from certify.rng import Stream
-from certify.smoothing import check_votes
 from certify.threat import Threat
 
 
@@ -84,11 +83,11 @@ class InputSurface:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.reach) and self.reach > 0):
             raise InputError(f"need a finite reach > 0; got {self.reach!r}")
-        check_votes("points", self.points)
+        check_count("points", self.points)
         if self.points < 3 or self.points % 2 == 0:
             raise InputError(f"need an odd number of points >= 3; got {self.points}")
-        check_votes("steps", self.steps)
-        check_votes("batch", self.batch)
+        check_count("steps", self.steps)
+        check_count("batch", self.batch)
 
     def axis(self) -> Tensor:
         """(points,) float64, the values of a and of b; the middle one is 0."""

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from analysis.lanczos import Operator
 from certify.binomial import check_alpha
-from certify.errors import InputError
+from certify.errors import InputError, check_count
 from certify.rng import Stream
-from certify.smoothing import check_votes
 
 _FROBENIUS_SHARE = 0.3
 """Of alpha. The interval is within 3 % of the best split's for 10 to 200 draws at alpha between 0.001 and 0.2."""
@@ -78,8 +77,8 @@ class HutchPlusPlus:
 
     def __post_init__(self) -> None:
         if self.sketch != 0:
-            check_votes("sketch", self.sketch)
-        check_votes("draws", self.draws)
+            check_count("sketch", self.sketch)
+        check_count("draws", self.draws)
         if self.draws < 2:
             raise InputError(f"need draws >= 2, for a standard error; got {self.draws}")
         check_alpha(self.alpha)

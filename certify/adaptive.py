@@ -15,7 +15,7 @@ from certify.confseq import FloatArray, kt_bounds, threshold_test
 from certify.errors import InputError
 from certify.noise import Noise
 from certify.rng import Stream
-from certify.smoothing import check_votes, subject
+from certify.smoothing import check_count, subject
 from certify.threat import Box, check_box
 from certify.voting import BaseClassifier, check_inputs, count_votes, label_streams, leaders
 
@@ -88,8 +88,8 @@ class AdaptiveSmoothing:
     box: Box = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        check_votes("n0", self.n0)
-        check_votes("n_max", self.n_max)
+        check_count("n0", self.n0)
+        check_count("n_max", self.n_max)
         check_alpha(self.alpha)
         check_box(self.box)
         if not 0 <= self.futility < 1:
@@ -184,8 +184,8 @@ class ToleranceSmoothing:
     box: Box = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        check_votes("n0", self.n0)
-        check_votes("n_max", self.n_max)
+        check_count("n0", self.n0)
+        check_count("n_max", self.n_max)
         check_alpha(self.alpha)
         check_box(self.box)
         if not (math.isfinite(self.tolerance) and self.tolerance > 0):

@@ -11,3 +11,13 @@ class UnsupportedModule(InputError):
 
 class Contradiction(RuntimeError):
     """A deterministic lower bound exceeds an upper bound on the same radius: one of the two is wrong."""
+
+
+def check_count(name: str, value: int) -> None:
+    """Refuse a number of things, such as votes or steps, that is not a positive integer.
+
+    Raises:
+        InputError: the rule is broken.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"need an integer {name} >= 1; got {value!r}")

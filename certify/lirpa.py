@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from torch.jit import TracerWarning  # pyright: ignore[reportPrivateImportUsage]
 
 from certify.certificate import Certificate
-from certify.errors import InputError, UnsupportedModule
+from certify.errors import InputError, UnsupportedModule, check_count
 from certify.layers import Normalize
 from certify.lirpa_repairs import auto_lirpa
-from certify.smoothing import check_votes
 from certify.threat import Threat
 from certify.verification import certify_predictions
 from certify.voting import check_model
@@ -100,8 +99,8 @@ class CROWN:
             raise InputError(f"need intermediate among {', '.join(get_args(Intermediate))}; got {self.intermediate!r}")
         if self.slopes == "optimized" and self.intermediate == "ibp":
             raise InputError("need intermediate = 'crown' with optimized slopes; got 'ibp'")
-        check_votes("steps", self.steps)
-        check_votes("batch", self.batch)
+        check_count("steps", self.steps)
+        check_count("batch", self.batch)
 
     def __call__(self, model: nn.Module, x: Tensor) -> Certificate:
         """Verify each prediction at the threat's eps.

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from certify.errors import InputError
+from certify.errors import InputError, check_count
 from certify.interval import RULES, Interval, layers
-from certify.smoothing import check_votes
 from certify.voting import check_model
 
 Bounds = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
@@ -114,8 +113,8 @@ def holds(bounds: Bounds, model: nn.Module, cases: Sequence[Case], *, boxes: int
         InputError: no case, a count < 1, or rows of another number of logits; as the bounds do.
         UnsupportedModule: as the bounds do.
     """
-    check_votes("boxes", boxes)
-    check_votes("batch", batch)
+    check_count("boxes", boxes)
+    check_count("batch", batch)
     if not cases:
         raise InputError("need at least one case")
     example = cases[0].lower[None].to(next(iter(model.parameters()), cases[0].lower))

@@ -4,10 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from certify.errors import InputError
+from certify.errors import InputError, check_count
 from certify.noise import Noise
 from certify.rng import Stream
-from certify.smoothing import check_votes
 
 
 class SmoothedClassifier(nn.Module):
@@ -46,8 +45,8 @@ class SmoothedClassifier(nn.Module):
         chunk: int = 1024,
     ) -> None:
         super().__init__()
-        check_votes("samples", samples)
-        check_votes("chunk", chunk)
+        check_count("samples", samples)
+        check_count("chunk", chunk)
         self.base, self.noise, self.samples, self.stream = base, noise, samples, stream
         self.hard, self.fresh, self.chunk = hard, fresh, chunk
         self.calls = 0

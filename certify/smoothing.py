@@ -15,21 +15,11 @@ from certify.binomial import (
     upper_confidence_bound,
 )
 from certify.certificate import ABSTAIN, Certificate, PerExample
-from certify.errors import InputError
+from certify.errors import InputError, check_count
 from certify.noise import Noise
 from certify.rng import Stream
 from certify.threat import Box, check_box
 from certify.voting import BaseClassifier, check_inputs, count_votes, label_streams, leaders
-
-
-def check_votes(name: str, value: int) -> None:
-    """Refuse a number of votes that is not a positive integer.
-
-    Raises:
-        InputError: the rule is broken.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"need an integer {name} >= 1; got {value!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +53,8 @@ class Smoothing:
     box: Box = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        check_votes("n0", self.n0)
-        check_votes("n", self.n)
+        check_count("n0", self.n0)
+        check_count("n", self.n)
         check_alpha(self.alpha)
         check_box(self.box)
         if not 0 <= self.runner_up < 1:

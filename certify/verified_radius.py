@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from certify.certificate import ABSTAIN, Certificate
-from certify.smoothing import check_votes
+from certify.errors import check_count
 from certify.verification import Verifier, predict
 
 
@@ -28,7 +28,7 @@ class Bisection:
     steps: int = 10
 
     def __post_init__(self) -> None:
-        check_votes("steps", self.steps)
+        check_count("steps", self.steps)
 
     def __call__(self, model: nn.Module, x: Tensor) -> Certificate:
         """Bisect for each prediction.

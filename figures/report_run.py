@@ -28,13 +28,13 @@ from certify.campaign.progress import progress
 from certify.campaign.runner import run, select, verify
 from certify.campaign.store import Store
 from certify.campaign.weights import Data, model_digest, tensor_digest
-from certify.errors import Contradiction, InputError, UnsupportedModule
+from certify.errors import Contradiction, InputError, UnsupportedModule, check_count
 from certify.interval import IBP
 from certify.lipschitz import local_lipschitz
 from certify.lirpa import CROWN
 from certify.noise import Gaussian
 from certify.rng import Stream
-from certify.smoothing import Smoothing, check_votes
+from certify.smoothing import Smoothing
 from certify.threat import Norm, Threat
 from certify.verified_radius import Bisection
 from figures.report import FORMAT, read_record, record_of
@@ -76,7 +76,7 @@ class Plan:
         if self.norm not in ("Linf", "L2") or not self.threat.eps > 0:
             raise InputError(f"need norm Linf or L2 and eps > 0; got {self.norm!r}, {self.eps!r}")
         self.smoothing  # noqa: B018 - checks sigma and n
-        check_votes("images", self.images)
+        check_count("images", self.images)
         Stream(self.seed)
 
     @property

@@ -14,9 +14,8 @@ from analysis.attacks.attacked import Attacked, Queries
 from analysis.attacks.geometry import project, reach, steepest
 from analysis.attacks.losses import LossName, loss_named, targeted_dlr
 from certify.binomial import check_alpha
-from certify.errors import InputError
+from certify.errors import InputError, check_count
 from certify.rng import Stream
-from certify.smoothing import check_votes
 from certify.threat import Threat
 
 Objective = Callable[[Tensor, Tensor], Tensor]
@@ -164,8 +163,8 @@ class APGD:
     rho: float = 0.75
 
     def __post_init__(self) -> None:
-        check_votes("steps", self.steps)
-        check_votes("restarts", self.restarts)
+        check_count("steps", self.steps)
+        check_count("restarts", self.restarts)
         check_alpha(self.rho, "rho")
         loss_named(self.loss)
 
@@ -220,9 +219,9 @@ class TargetedAPGD:
     rho: float = 0.75
 
     def __post_init__(self) -> None:
-        check_votes("targets", self.targets)
-        check_votes("steps", self.steps)
-        check_votes("restarts", self.restarts)
+        check_count("targets", self.targets)
+        check_count("steps", self.steps)
+        check_count("restarts", self.restarts)
         check_alpha(self.rho, "rho")
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, threat: Threat, rng: Stream) -> Attacked:

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from analysis.attacks.attacked import Attacked, Queries, norm_of
 from analysis.attacks.geometry import into_box, simplex_projection, unit
 from analysis.attacks.losses import margin
-from certify.errors import InputError
+from certify.errors import InputError, check_count
 from certify.rng import Stream
-from certify.smoothing import check_votes
 from certify.threat import Norm, Threat
 
 _DUAL: dict[str, Norm] = {"Linf": "L1", "L2": "L2", "L1": "Linf"}
@@ -58,7 +57,7 @@ class FMN:
     final_shrink: float = 0.001
 
     def __post_init__(self) -> None:
-        check_votes("steps", self.steps)
+        check_count("steps", self.steps)
         if not 0 < self.step_size < math.inf:
             raise InputError(f"need a finite step_size > 0; got {self.step_size!r}")
         if not 0 < self.final_shrink <= self.shrink < 1:

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from analysis.attacks.attacked import Attacked, Queries
 from analysis.attacks.geometry import project, random_start, steepest, unit
 from analysis.attacks.losses import LossName, loss_named
-from certify.errors import InputError
+from certify.errors import InputError, check_count
 from certify.rng import Stream
-from certify.smoothing import check_votes
 from certify.threat import Threat
 
 StepName = Literal["steepest", "sign", "normalized", "momentum", "adam"]
@@ -62,8 +61,8 @@ class PGD:
     early_stop: bool = True
 
     def __post_init__(self) -> None:
-        check_votes("steps", self.steps)
-        check_votes("restarts", self.restarts)
+        check_count("steps", self.steps)
+        check_count("restarts", self.restarts)
         if self.step_size is not None and not (math.isfinite(self.step_size) and self.step_size > 0):
             raise InputError(f"need a finite step_size > 0, or None; got {self.step_size!r}")
         if self.step not in get_args(StepName):

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from analysis.attacks.attacked import Attacked, Queries
 from analysis.attacks.geometry import project, unit
 from analysis.attacks.pgd import look, remaining
-from certify.errors import InputError
+from certify.errors import InputError, check_count
 from certify.rng import Stream
-from certify.smoothing import check_votes
 from certify.threat import Threat
 
 
@@ -34,8 +33,8 @@ class RandomNoise:
     chunk: int = 256
 
     def __post_init__(self) -> None:
-        check_votes("draws", self.draws)
-        check_votes("chunk", self.chunk)
+        check_count("draws", self.draws)
+        check_count("chunk", self.chunk)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, threat: Threat, rng: Stream) -> Attacked:
         """Look for misclassified inputs within the threat.

@@ -9,11 +9,11 @@ from analysis.attacks.attacked import Attacked, Queries
 from analysis.attacks.geometry import project, random_start, steepest
 from certify.binomial import check_alpha, fewest_votes
 from certify.certificate import ABSTAIN
-from certify.errors import InputError
+from certify.errors import InputError, check_count
 from certify.noise import Noise
 from certify.rng import Stream
 from certify.smoothed import SmoothedClassifier
-from certify.smoothing import Smoothing, check_votes
+from certify.smoothing import Smoothing
 from certify.threat import Threat
 from certify.voting import BaseClassifier
 
@@ -51,10 +51,10 @@ class SmoothAdv:
     fresh: bool = True
 
     def __post_init__(self) -> None:
-        check_votes("samples", self.samples)
-        check_votes("steps", self.steps)
-        check_votes("restarts", self.restarts)
-        check_votes("votes", self.votes)
+        check_count("samples", self.samples)
+        check_count("steps", self.steps)
+        check_count("restarts", self.restarts)
+        check_count("votes", self.votes)
         check_alpha(self.alpha)
         fewest = fewest_votes(self.alpha / 2)  # PREDICT's test is two-sided
         if self.votes < fewest:

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from analysis.attacks.attacked import Attacked, Queries
 from analysis.attacks.geometry import into_box, reach
 from analysis.attacks.losses import margin
-from certify.errors import InputError
+from certify.errors import InputError, check_count
 from certify.rng import Stream
-from certify.smoothing import check_votes
 from certify.threat import Threat
 
 # Of 10,000 iterations, those after which the share of pixels that a patch covers halves.
@@ -180,7 +179,7 @@ class Square:
     p: float = 0.8
 
     def __post_init__(self) -> None:
-        check_votes("queries", self.queries)
+        check_count("queries", self.queries)
         if not 0 < self.p <= 1:
             raise InputError(f"need 0 < p <= 1; got {self.p!r}")
 

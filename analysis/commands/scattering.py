@@ -33,10 +33,9 @@ from analysis.scattering import Scattering, cosines, gradient_line, gradient_nor
 from certify.campaign.progress import progress
 from certify.campaign.tables import as_text
 from certify.campaign.weights import model_digest, tensor_digest
-from certify.errors import InputError
+from certify.errors import InputError, check_count
 from certify.oscillation import gradient_oscillation
 from certify.rng import Stream
-from certify.smoothing import check_votes
 from certify.threat import Threat
 
 _BISECTIONS = 12
@@ -95,7 +94,7 @@ def scattering(
         raise InputError(
             f"need top, random and oscillation >= 0 and a direction; got {top}, {random} and {oscillation}"
         )
-    check_votes("points", points)
+    check_count("points", points)
     if points < 2 or not (math.isfinite(reach) and reach > 0):
         raise InputError(f"need points >= 2 and a finite reach > 0; got {points} and {reach!r}")
     if out.suffix != ".npz":

@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 from analysis.attacks.geometry import project, unit
 from certify import InputError, Stream, Threat
 from certify.campaign.weights import tensor_digest
+from certify.errors import check_count
 from certify.noise import Noise, check_scale
-from certify.smoothing import check_votes
 from certify.voting import BaseClassifier, count_votes
 from paper_repro.training.copies import check_weight, logits_of, noisy_copies
 from paper_repro.training.step import Step, descend, evaluating
@@ -55,7 +55,7 @@ class SmoothedPredictions:
         Raises:
             InputError: what `count_votes` refuses.
         """
-        check_votes("votes", votes)
+        check_count("votes", votes)
         counts = count_votes(BaseClassifier(model, x[:1]), x, noise, [rng.child(i) for i in range(len(x))], votes)
         return cls(x, counts.float() / votes)
 
@@ -117,7 +117,7 @@ class CatRs:
         check_weight("weight", self.weight)
         check_scale("eps", self.eps)
         for name in ("steps", "samples"):
-            check_votes(name, getattr(self, name))
+            check_count(name, getattr(self, name))
 
     def update(self, model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor, *, step: Step) -> Tensor:
         """One optimiser step on noisy copies of a batch and on worse ones; returns the loss before it.

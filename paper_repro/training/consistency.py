@@ -7,8 +7,8 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from certify import InputError
+from certify.errors import check_count
 from certify.noise import Noise
-from certify.smoothing import check_votes
 from paper_repro.training.copies import check_weight, log_mean_softmax, logits_of, noisy_copies
 from paper_repro.training.step import Step, descend
 
@@ -43,7 +43,7 @@ class Consistency:
     def __post_init__(self) -> None:
         check_weight("weight", self.weight)
         check_weight("eta", self.eta)
-        check_votes("samples", self.samples)
+        check_count("samples", self.samples)
         if self.samples < 2:
             raise InputError(f"need samples >= 2, one copy being consistent with itself; got {self.samples}")
 

@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from certify import InputError, Threat
-from certify.smoothing import check_votes
+from certify.errors import check_count
 from paper_repro.training.schedules import Ramp, threat_now
 from paper_repro.training.step import Step, descend
 
@@ -45,7 +45,7 @@ class FreeTraining:
     ramp: Ramp | None = None
 
     def __post_init__(self) -> None:
-        check_votes("replays", self.replays)
+        check_count("replays", self.replays)
         if self.threat.norm != "Linf":
             raise InputError(f"need an Linf threat, in which the step is a sign; got {self.threat.norm}")
 

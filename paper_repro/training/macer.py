@@ -8,8 +8,8 @@ from torch.nn.functional import nll_loss
 from torch.optim import Optimizer
 
 from certify import Gaussian, InputError
+from certify.errors import check_count
 from certify.noise import check_scale
-from certify.smoothing import check_votes
 from paper_repro.training.copies import check_weight, log_mean_softmax, logits_of, noisy_copies
 from paper_repro.training.step import Step, descend
 
@@ -54,7 +54,7 @@ class Macer:
         check_weight("weight", self.weight)
         check_scale("gamma", self.gamma)
         check_scale("beta", self.beta)
-        check_votes("samples", self.samples)
+        check_count("samples", self.samples)
         check_weight("deferred", self.deferred)
 
     def update(self, model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor, *, step: Step) -> Tensor:

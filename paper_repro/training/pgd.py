@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from analysis.attacks.geometry import random_start
 from analysis.attacks.losses import cross_entropy as losses
 from certify import InputError, Threat
-from certify.smoothing import check_votes
+from certify.errors import check_count
 from paper_repro.training.inner import check_step_size, climb, rescaled
 from paper_repro.training.schedules import Ramp, threat_now
 from paper_repro.training.step import Step, descend, evaluating
@@ -50,7 +50,7 @@ class PGDTraining:
     ramp: Ramp | None = None
 
     def __post_init__(self) -> None:
-        check_votes("steps", self.steps)
+        check_count("steps", self.steps)
         check_step_size(self.step_size)
         for name, choices in (("start", get_args(StartName)), ("mode", get_args(ModeName))):
             if getattr(self, name) not in choices:

@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 from analysis.attacks.attacked import norm_of
 from analysis.attacks.geometry import into_box, project, unit
 from certify import InputError, Threat
+from certify.errors import check_count
 from certify.noise import Noise, check_scale
-from certify.smoothing import check_votes
 from certify.threat import Box
 from certify.voting import check_inputs
 from paper_repro.training.copies import logits_of, noisy_copies, smoothed_gradient, warmed_up
@@ -61,7 +61,7 @@ class SmoothAdvTraining:
     def __post_init__(self) -> None:
         check_scale("eps", self.eps)
         for name in ("steps", "samples", "warmup"):
-            check_votes(name, getattr(self, name))
+            check_count(name, getattr(self, name))
         if self.attack not in get_args(AttackName):
             raise InputError(f"need an attack among {', '.join(get_args(AttackName))}; got {self.attack!r}")
         Threat("L2", self.eps, self.box)  # checks the box

@@ -9,8 +9,8 @@ from torch.optim import Optimizer
 
 from analysis.attacks.geometry import into_box, project, unit
 from certify import InputError, Threat
+from certify.errors import check_count
 from certify.noise import Noise, check_scale
-from certify.smoothing import check_votes
 from certify.threat import Box, check_box
 from certify.voting import check_inputs
 from paper_repro.training.copies import (
@@ -65,7 +65,7 @@ class SmoothMix:
     def __post_init__(self) -> None:
         check_weight("eta", self.eta)
         for name in ("samples", "steps", "warmup"):
-            check_votes(name, getattr(self, name))
+            check_count(name, getattr(self, name))
         check_scale("step_size", self.step_size)
         check_box(self.box)
         if self.one_step and self.steps < 2:

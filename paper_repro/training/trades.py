@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from analysis.attacks.geometry import project
 from certify import InputError, Threat
-from certify.smoothing import check_votes
+from certify.errors import check_count
 from paper_repro.training.inner import check_step_size, climb, rescaled
 from paper_repro.training.schedules import Ramp, threat_now
 from paper_repro.training.step import Step, descend, evaluating
@@ -45,7 +45,7 @@ class Trades:
     ramp: Ramp | None = None
 
     def __post_init__(self) -> None:
-        check_votes("steps", self.steps)
+        check_count("steps", self.steps)
         check_step_size(self.step_size)
         if not 0 <= self.beta < math.inf:
             raise InputError(f"need a finite beta >= 0; got {self.beta!r}")
