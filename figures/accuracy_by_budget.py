@@ -2,6 +2,7 @@
 
 from matplotlib.figure import Figure
 
+from analysis.evaluation import beyond
 from figures.captions import about
 from figures.marks import SHARES, legend, line, style, title
 from paper_repro.recipes.records import Records
@@ -19,7 +20,7 @@ def draw(figure: Figure, records: Records) -> None:
         for k, name in enumerate(names):
             subject = "g" if name in SMOOTHED else "f"
             shift = 0.012 * max(values) * (k - (len(names) - 1) / 2)
-            found = [accuracy(record.of(norm, name) > b) for b in values]
+            found = [accuracy(beyond(record.of(norm, name), b)) for b in values]
             line(panel, [b + shift for b in values], found, f"{name}, as {subject}", style(k))
         panel.set(xlabel=f"{norm} budget of the attack (input units)", xticks=values, ylim=SHARES)
     panels[0].set_ylabel("accuracy under attack")

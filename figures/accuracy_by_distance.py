@@ -2,6 +2,7 @@
 
 from matplotlib.figure import Figure
 
+from analysis.evaluation import beyond
 from figures.captions import about
 from figures.marks import SHARES, legend, radii_to, style, title
 from paper_repro.recipes.deep_defense import NEAREST
@@ -22,9 +23,9 @@ def draw(figure: Figure, records: Records) -> None:
     axes = figure.subplots()
     for k, name in enumerate(names):
         distance, look = record.of(NEAREST, name), style(k)
-        axes.plot(grid, [float((distance > b).mean()) for b in grid], lw=1, **(look | {"marker": ""}))
+        axes.plot(grid, [float(beyond(distance, b).mean()) for b in grid], lw=1, **(look | {"marker": ""}))
         places = [b + 0.006 * stop * (k - (len(names) - 1) / 2) for b in budgets]
-        found = [accuracy(distance > b) for b in budgets]
+        found = [accuracy(beyond(distance, b)) for b in budgets]
         axes.plot(places, [v.value for v in found], ms=4, fillstyle="none", **(look | {"ls": ""}))
         axes.vlines(places, [v.low for v in found], [v.high for v in found], color=look["color"], lw=1)
         axes.plot([], [], label=name, ms=4, lw=1, fillstyle="none", **look)

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.campaign import threat_of
+from analysis.evaluation import beyond
 from certify.accuracy import FloatArray, scores
 from certify.binomial import lower_confidence_bound, upper_confidence_bound
 from certify.bracket import bracket
@@ -203,8 +204,7 @@ def accuracy(line: Line, norm: str, radius: float) -> int | None:
 
 def unbroken(distance: FloatArray, radius: float, eps: float) -> int:
     """How many examples no attack of budget eps broke within a radius of at most that."""
-    # At the budget itself a counterexample's distance may exceed it by its rounding: all that was found counts.
-    return int((np.isinf(distance) if radius >= eps else distance > radius).sum())
+    return int((np.isinf(distance) if radius >= eps else beyond(distance, radius)).sum())
 
 
 def _table(lines: Sequence[Line], rho: float) -> tuple[list[str], list[list[str]]]:

@@ -10,6 +10,7 @@ from torch import nn
 
 from analysis.attacks import APGD, FMN, Attack
 from analysis.campaign import attack_campaign
+from analysis.evaluation import beyond
 from certify import CROWN, IBP, Gaussian, Smoothing, Threat
 from certify.accuracy import FloatArray, scores
 from certify.campaign.runner import run as certify_campaign
@@ -165,7 +166,7 @@ def _certificate_table(norm: Norm, records: Records) -> Table:
         body.append([name, sure, kind, mean_of(np.maximum(radius, 0.0)), *(share(radius >= r) for r in radii)])
     for name in found.notes["names"] if found else []:
         distance = found.of(norm, name) if found else np.empty(0)
-        body.append([f"{name}: attacked", "upper bound", "native", "", *(share(distance > r) for r in radii)])
+        body.append([f"{name}: attacked", "upper bound", "native", "", *(share(beyond(distance, r)) for r in radii)])
     return ["network: method", "guarantee", "norm", "ACR", *(f"{norm} {r:g}" for r in radii)], body
 
 

@@ -3,13 +3,15 @@
 from dataclasses import fields, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import analysis.attacks
 from analysis.attacks import DDN, FGSM, PGD, Attack, Attacked, RandomNoise, SmoothAdv, Transfer
-from analysis.evaluation import evaluate, exact_interval, explicit, robust_accuracy_curve, round_down, round_up
+from analysis.evaluation import beyond, evaluate, exact_interval, explicit, robust_accuracy_curve, round_down, round_up
 from certify import Gaussian, InputError, Stream, Threat, lower_confidence_bound, upper_confidence_bound
+from certify.threat import Norm
 from tests.classifiers import affine
 
 MODEL = affine(3, (6,), seed=1)
@@ -161,3 +163,25 @@ def test_refuses() -> None:
         evaluate(MODEL, X, Y, [FGSM()], threat=THREAT, rng=Stream(0), rho=1.0)
     with pytest.raises(InputError, match="need at least one attack"):
         evaluate(MODEL, X, Y, [], threat=THREAT, rng=Stream(0))
+
+
+def test_what_exceeds_a_budget_by_rounding_was_found_within_it() -> None:
+    """Every float32 nearest to one of these budgets is above it; so is every pixel moved by it."""
+    for budget in (0.05, 0.1, 0.2, 0.3):
+        moved = float(torch.tensor(budget))
+        assert moved > budget
+        found = beyond(np.array([moved, 0.0, budget * 1.001, np.inf]), budget)
+        assert found.tolist() == [False, False, True, True]
+        assert robust_accuracy_curve(torch.tensor([moved, torch.inf], dtype=torch.float64), [budget]) == [0.5]
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_the_curve_at_the_budget_of_an_attack_is_its_robust_accuracy(norm: Norm) -> None:
+    model, generator = affine(2, (30,), seed=0), torch.Generator().manual_seed(0)
+    x = 0.25 + 0.5 * torch.rand(300, 30, generator=generator)
+    y, scale = model(x).argmax(1), {"L2": 1.0, "Linf": 0.2}[norm]
+    threat = Threat(norm, scale * float(model.distance(x).median()))
+    found = evaluate(model, x, y, [PGD(20)], threat=threat, rng=Stream(0))
+    robust = float(found.distance.isinf().double().mean())
+    assert 0.1 < robust < 0.9
+    assert robust_accuracy_curve(found.distance, [threat.eps]) == [robust]
