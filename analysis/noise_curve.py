@@ -64,7 +64,7 @@ class NoiseLevels:
             InputError: training mode, or shapes that do not fit.
         """
         classified(model, x, y)
-        right = torch.zeros(len(self.sigmas), self.draws, dtype=torch.int64)
+        right = torch.zeros(len(self.sigmas), self.draws, len(x), dtype=torch.bool)
         with torch.inference_mode():
             for first in range(0, len(x), BATCH):
                 part, labels = x[first : first + BATCH], y[first : first + BATCH]
@@ -73,8 +73,8 @@ class NoiseLevels:
                     for level, sigma in enumerate(self.sigmas):
                         noisy = part + sigma * noise
                         noisy = noisy if self.box is None else noisy.clamp(*self.box)
-                        right[level, draw] += int((model(noisy).argmax(1) == labels).sum())
-        return NoiseCurve(right, len(x), self, rng.seed)
+                        right[level, draw, first : first + BATCH] = (model(noisy).argmax(1) == labels).cpu()
+        return NoiseCurve(right, self, rng.seed)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,16 +82,24 @@ class NoiseCurve:
     """Accuracy in Gaussian noise.
 
     Attributes:
-        correct: (k, draws) int64, examples that each draw leaves correct, by level.
-        n: Examples.
+        right: (k, draws, n) bool, which examples each draw leaves correct, by level.
         method: Levels, draws, box and the intervals' failure probability.
         seed: Of the stream.
     """
 
-    correct: Tensor
-    n: int
+    right: Tensor
     method: NoiseLevels
     seed: int
+
+    @property
+    def n(self) -> int:
+        """Examples."""
+        return self.right.shape[2]
+
+    @property
+    def correct(self) -> Tensor:
+        """(k, draws) int64, how many examples each draw leaves correct."""
+        return self.right.sum(2)
 
     @property
     def mean(self) -> Tensor:
@@ -117,8 +125,8 @@ class NoiseCurve:
         Raises:
             InputError: the path does not end in .npz.
         """
-        provenance = {"kind": "noise_curve", "n": self.n, "seed": self.seed, "method": asdict(self.method)}
-        write_record(path, {"correct": self.correct}, provenance)
+        provenance = {"kind": "noise_curve", "seed": self.seed, "method": asdict(self.method)}
+        write_record(path, {"right": self.right}, provenance)
 
     @staticmethod
     def load(path: Path) -> "NoiseCurve":
@@ -132,7 +140,7 @@ class NoiseCurve:
         method = provenance["method"]
         box = None if method["box"] is None else tuple(method["box"])
         levels = NoiseLevels(tuple(method["sigmas"]), method["draws"], method["rho"], box)
-        return NoiseCurve(torch.from_numpy(arrays["correct"]), provenance["n"], levels, provenance["seed"])
+        return NoiseCurve(torch.from_numpy(arrays["right"]), levels, provenance["seed"])
 
 
 def classified(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

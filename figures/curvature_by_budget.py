@@ -15,7 +15,7 @@ def draw(figure: Figure, records: Records) -> None:
     eps = [float(name) for name in names]
     figure.set_size_inches(9.5, 4.4)
     panels = figure.subplots(1, 2)
-    kinds = (("frozen", "perturbations held fixed"), ("reattacked", "attacked anew at both ends"))
+    kinds = (("held", "perturbations held fixed"), ("reattacked", "attacked anew at both ends"))
     for direction, panel in enumerate(panels):
         for k, (key, label) in enumerate(kinds):
             found = [over_seeds(record.of(key, name)[:, direction]) for name in names]

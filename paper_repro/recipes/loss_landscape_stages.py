@@ -147,6 +147,7 @@ def landscape(bench: Bench) -> Record:
             "eigenvalues": spectrum.eigenvalues.cpu().numpy(),
             "residuals": spectrum.residuals.cpu().numpy(),
             "frozen": along.frozen.numpy(),
+            "held": along.held.numpy(),
             "reattacked": along.reattacked.numpy(),
             "line_frozen": line.frozen.cpu().numpy(),
             "line_reattacked": line.reattacked.cpu().numpy(),
@@ -179,7 +180,7 @@ def _variant(bench: Bench, name: str, seed: int) -> nn.Module:
     config: LossLandscape = bench.config
     base, use = (name.partition(", ")[k] for k in (0, 2))
     if base == "one step with random start":
-        return bench.fit(base, FastTraining(config.threat), config.training, seed)
+        return bench.fit(base, FastTraining(config.threat, ramp=config.warm_up), config.training, seed)
     if name == WARMED:
         return _at(bench, config.target, seed)
     if use == "most robust epoch":

@@ -41,7 +41,8 @@ def report(recipe: Recipe, records: Records, scale: str) -> str:
         "Accuracies: mean +- standard deviation over seeds [holds every seed's exact 95 % interval over images].",
         "## Claims",
         verdicts(recipe, records, scale).rstrip(),
-        "An order is reproduced where the whole interval lies above the margin: over images (95 %), and every seed.",
+        "An order is reproduced where its whole interval lies above the margin. An interval says what it is over: the "
+        "images (95 %) and every seed, or the seeds alone (from the least to the largest).",
         "\n".join(f"* [{tag}] {meaning}." for tag, meaning in TAGS.items()),
         "## Deviations from the paper",
         "\n".join(f"* {deviation}" for deviation in recipe.deviations),

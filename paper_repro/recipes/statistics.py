@@ -39,6 +39,10 @@ class Measured:
         )
 
 
+def _spread(seeds: int) -> str:
+    return "images and seeds" if seeds > 1 else "images, one seed"
+
+
 def exactly(value: float) -> Measured:
     """A number without chance, such as a count."""
     return Measured(value, value, value, "")
@@ -47,7 +51,7 @@ def exactly(value: float) -> Measured:
 def over_seeds(values: ArrayLike) -> Measured:
     """The mean of (seeds,) numbers, and the least and the largest of them."""
     v = np.asarray(values, np.float64)
-    return Measured(float(v.mean()), float(v.min()), float(v.max()), "seeds")
+    return Measured(float(v.mean()), float(v.min()), float(v.max()), "seeds" if len(v) > 1 else "one seed")
 
 
 def difference(first: ArrayLike, second: ArrayLike) -> Measured:
@@ -59,7 +63,7 @@ def difference(first: ArrayLike, second: ArrayLike) -> Measured:
         gaps = np.asarray(first, np.float64) - np.asarray(second, np.float64)
         mean, _, (low, high) = mean_estimate(gaps.mean(0), RHO)
         each = gaps.mean(1)
-    return Measured(mean, min(low, float(each.min())), max(high, float(each.max())))
+    return Measured(mean, min(low, float(each.min())), max(high, float(each.max())), _spread(len(gaps)))
 
 
 def ratio(first: ArrayLike, second: ArrayLike) -> Measured:
@@ -75,20 +79,20 @@ def ratio(first: ArrayLike, second: ArrayLike) -> Measured:
         low, high = np.quantile(resampled, [RHO / 2, 1 - RHO / 2])
         each = a.mean(1) / b.mean(1)
         value = float(a.mean() / b.mean())
-    return Measured(value, float(min(low, each.min())), float(max(high, each.max())))
+    return Measured(value, float(min(low, each.min())), float(max(high, each.max())), _spread(len(a)))
 
 
 def accuracy(hits: NDArray[np.bool_]) -> Measured:
     """The share of (seeds, n) hits: mean over seeds, and the hull of every seed's exact 95 % interval over images."""
     n = hits.shape[1]
     ends = [_exact_interval(int(count), n, RHO) for count in hits.sum(1)]
-    return Measured(float(hits.mean()), min(e[0] for e in ends), max(e[1] for e in ends))
+    return Measured(float(hits.mean()), min(e[0] for e in ends), max(e[1] for e in ends), _spread(len(hits)))
 
 
 def image_mean(values: ArrayLike) -> Measured:
     """The mean of (seeds, n) numbers, averaged over seeds image by image, and its normal 95 % interval over images."""
     mean, _, (low, high) = mean_estimate(np.asarray(values, np.float64).mean(0), RHO)
-    return Measured(mean, low, high)
+    return Measured(mean, low, high, "images")
 
 
 def share(hits: NDArray[np.bool_]) -> str:

@@ -31,10 +31,11 @@ class Passes:
 def counting(model: nn.Module) -> Iterator[Passes]:
     """Count the rows that pass through a network while the block runs.
 
-    A backward pass counts where a gradient reaches the logits. One through the graph of another gradient counts too, as
-    far as it does: its second half, through the derivative's own graph, has no logits to be seen at.
+    A backward pass counts where a gradient reaches the logits; where `torch.autograd.grad` takes a batch of gradients
+    at once, each of them counts. One through the graph of another gradient counts too, as far as it does: its second
+    half, through the derivative's own graph, has no logits to be seen at.
     """
-    passes = Passes()
+    passes, at_once, grad = Passes(), 1, torch.autograd.grad
 
     def forward(_module: nn.Module, _inputs: Any, logits: Tensor) -> None:
         passes.forwards += len(logits)
@@ -42,12 +43,24 @@ def counting(model: nn.Module) -> Iterator[Passes]:
             logits.register_hook(backward)
 
     def backward(gradient: Tensor) -> None:
-        passes.backwards += len(gradient)
+        passes.backwards += at_once * len(gradient)
+
+    def batched(outputs: Any, inputs: Any, grad_outputs: Any = None, **options: Any) -> Any:
+        # A hook sees a batch of gradients as if it were one.
+        nonlocal at_once
+        if options.get("is_grads_batched"):
+            at_once = len(grad_outputs if isinstance(grad_outputs, Tensor) else grad_outputs[0])
+        try:
+            return grad(outputs, inputs, grad_outputs, **options)
+        finally:
+            at_once = 1
 
     handle = model.register_forward_hook(forward)
+    torch.autograd.grad = batched
     try:
         yield passes
     finally:
+        torch.autograd.grad = grad
         handle.remove()
 
 
@@ -100,7 +113,7 @@ def measure(
     Args:
         methods: By the names of the result.
         make_model: The network.
-        data: At least one batch.
+        data: At least one batch; the epoch whose seconds are told is one over all of it.
         training: Batch size, optimiser, and the epochs that ramps refer to.
         updates: Of each method, after those two.
         device: Where to compute.

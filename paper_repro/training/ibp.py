@@ -100,6 +100,8 @@ def draw_weights(model: nn.Module, rng: Stream) -> None:
 def tightness(before: list[Interval], tolerance: float) -> Tensor:
     """Penalise layers whose mean width is more than 1 / tolerance times the first one's.
 
+    # Departs from paper: there widths are compared with the input's, so that the first layer is penalised too.
+
     Args:
         before: Intervals before each activation, in order.
         tolerance: Ratio below which a layer is penalised.

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from certify import InputError, Threat
+from analysis.attacks import PGD, DeepFool
+from certify import InputError, Stream, Threat
 from paper_repro.data import Data, digits
 from paper_repro.training import Erm, FreeTraining, PGDTraining, Training
 from paper_repro.training.cost import Cost, _peak_memory, counting, measure, table
@@ -34,12 +35,34 @@ def test_rows_are_counted_in_both_directions() -> None:
     assert (passes.forwards, passes.backwards) == (3 + 7 + 2, 3 + 2 + 2)
 
 
+def test_each_gradient_of_a_batch_of_them_counts() -> None:
+    """Nine slopes of two inputs by one batched pass are 18 passes back, as many as one after the other."""
+    model, z = digits_mlp(), few(2).x.requires_grad_()
+    with counting(model) as passes:
+        logits = model(z)[:, 1:]
+        each = torch.eye(9)[:, None].expand(9, 2, 9)
+        (together,) = torch.autograd.grad(logits, z, each, retain_graph=True, is_grads_batched=True)
+        batched = passes.backwards
+        alone = [torch.autograd.grad(logits[:, k].sum(), z, retain_graph=True)[0] for k in range(9)]
+    assert torch.allclose(together, torch.stack(alone))
+    assert (batched, passes.backwards) == (18, 36)
+
+
+def test_the_meter_agrees_with_the_attack_that_it_watches() -> None:
+    model, x = digits_mlp().eval(), few(6).x
+    for attack in (DeepFool(steps=1), DeepFool(steps=1, candidates=4), PGD(4, early_stop=False)):
+        with counting(model) as passes:
+            found = attack(model, x, model(x).argmax(1), threat=Threat("L2", 5.0), rng=Stream(0))
+        assert passes.backwards == int(found.backwards.sum())
+
+
 def test_counting_ends_with_an_error_too() -> None:
-    model, x = digits_mlp(), few(7).x
+    model, x, grad = digits_mlp(), few(7).x, torch.autograd.grad
     with pytest.raises(KeyError), counting(model) as passes:
         raise KeyError
     model(x)
     assert passes.forwards == 0
+    assert torch.autograd.grad is grad
 
 
 def test_the_peak_is_that_of_the_update() -> None:

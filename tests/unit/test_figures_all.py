@@ -92,7 +92,7 @@ def free_at() -> Stages:
         ),
         "cost": cost(["plain", "free m=4", "pgd-3"], {"free": "free m=4", "pgd": "pgd-3"}),
         "surfaces": (three, {key: positive(three) for key in NUMBERS}, {}),
-        "noise": (three, {"correct": RNG.integers(0, N, (3, SEEDS, 2, 2))}, {"n": N, "sigmas": [0.0, 0.2]}),
+        "noise": (three, {"right": RNG.integers(0, 3, (3, SEEDS, 2, N)) / 2}, {**EXAMPLES, "sigmas": [0.0, 0.2]}),
         "boundary": (
             three,
             {"sigma": distances(three), "distance": distances(three), "slope": positive(three)},
@@ -110,7 +110,7 @@ def stability() -> Stages:
     return {
         "votes": (names, votes, {**EXAMPLES, "radii": [0.0, 0.25, 2.0], "smoothing": "Smoothing(n=200)"}),
         "attacks": (under, {norm: distances(under) for norm in budgets}, {**EXAMPLES, "budgets": budgets}),
-        "reused_noise": (["one draw", "fresh draws"], {"L2": distances(["a", "b"])}, {"budget": 1.0}),
+        "reused_noise": (["the same draws", "fresh draws"], {"L2": distances(["a", "b"])}, {"budget": 1.0}),
         "cost": cost(["plain", "gaussian", "stn"], {}),
     }
 
@@ -145,7 +145,7 @@ def deep_defense() -> Stages:
 def loss_landscape() -> Stages:
     eps, roles, two = ["0", "0.1"], {"least": "0", "largest": "0.1"}, [WARMED, "cosine"]
     three, variants = [*two, "one step with random start"], list(VARIANTS)
-    landscape = {key: positive(eps, 2) for key in ("eigenvalues", "residuals", "frozen", "reattacked")}
+    landscape = {key: positive(eps, 2) for key in ("eigenvalues", "residuals", "frozen", "held", "reattacked")}
     effort = {key: RNG.integers(1, N, (2, SEEDS, k)) for key, k in (("robust", 4), ("restarts", 3))}
     effort |= {"residual": positive(two), "white": hits(two), "black": hits(two)}
     linear = {key: positive(eps, 4) for key in ("size", "gap")} | {"gain": np.tile([1.0, 0.5, 0.0, 0.0], (2, SEEDS, 1))}
@@ -235,7 +235,8 @@ def write_side_files(results: Path) -> None:
         provenance = {**surface, "seed": 0, "name": name, "numbers": dict.fromkeys(NUMBERS, 0.5)}
         write_record(free / "input_surface" / f"{name}.npz", arrays, provenance)
         levels = NoiseLevels((0.0, 0.2), draws=2)
-        NoiseCurve(torch.tensor([[8, 8], [5, 6]]), 8, levels, 0).save(free / "accuracy_in_noise" / f"{name}.npz")
+        right = torch.arange(8) < torch.tensor([[8, 8], [5, 6]])[:, :, None]
+        NoiseCurve(right, levels, 0).save(free / "accuracy_in_noise" / f"{name}.npz")
         sigma = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
         found = BoundaryDistances(sigma, 2 * sigma, NoiseAndBoundary(), 0)
         found.save(free / "boundary_distance" / f"{name}.npz")
