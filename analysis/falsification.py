@@ -70,10 +70,11 @@ def falsify_smoothing(
     Returns: The hits and an exact test of their number.
 
     Raises:
-        InputError: the certificate is deterministic, or lengths differ.
+        InputError: the certificate is deterministic, speaks of lattice points alone, or lengths differ.
     """
     if not isinstance(certificate.guarantee, PerExample):
         raise InputError("need a certificate of a smoothed classifier; got a deterministic one")
+    _check_region(certificate)
     confirm = Smoothing(attack.noise, n=votes, alpha=alpha, box=None)
 
     hits = []
@@ -113,11 +114,18 @@ def falsify_deterministic(
         watch: Called after each example attacked, for progress.
 
     Raises:
-        InputError: the certificate is probabilistic, or lengths differ.
+        InputError: the certificate is probabilistic, is about another classifier than the network itself, speaks of
+            lattice points alone, or lengths differ.
         Contradiction: a counterexample lies inside a certified ball.
     """
     if isinstance(certificate.guarantee, PerExample):
         raise InputError(f"need a deterministic certificate; got {certificate.guarantee!r}")
+    if certificate.subject != "f":
+        raise InputError(
+            f"need a certificate about f, the network itself; got {certificate.subject}: the attacks query f, "
+            "whose errors refute nothing that is proved of another classifier"
+        )
+    _check_region(certificate)
     box = (0.0, 1.0) if certificate.region == "box" else None
     indices = certified(certificate, x)
     for i in indices:
@@ -133,6 +141,19 @@ def falsify_deterministic(
                 )
         watch()
     return Falsification(len(indices), (), 0.0, 1.0, ", ".join(map(repr, attacks)))
+
+
+def _check_region(certificate: Certificate) -> None:
+    """Refuse certificates that gradient attacks cannot refute.
+
+    Raises:
+        InputError: the region is the lattice.
+    """
+    if certificate.region == "lattice":
+        raise InputError(
+            f"need a certificate of the region 'ball' or 'box'; got 'lattice', of {certificate.subject}: "
+            "the attacks move off the lattice, where nothing is certified"
+        )
 
 
 def certified(certificate: Certificate, x: Tensor) -> list[int]:

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from analysis.attacks.apgd import TargetedAPGD
-from analysis.attacks.attacked import Attack, Attacked, norm_of
+from analysis.attacks.attacked import Attack, Attacked, Queries, norm_of
 from analysis.attacks.fgsm import FGSM
 from analysis.attacks.fmn import FMN
-from analysis.attacks.pgd import PGD
+from analysis.attacks.losses import cross_entropy, log_odds
+from analysis.attacks.pgd import PGD, ascend, direction_named, look, starts
 from analysis.evaluation import Rung, explicit
 from analysis.masking_checks import LAST
 from certify.errors import InputError, check_count
@@ -46,6 +47,49 @@ class Effort:
             check_count(name, getattr(self, name))
         if self.steps < 2 * LAST:
             raise InputError(f"need steps >= {2 * LAST}, or the last {LAST} are most of them; got {self.steps!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """PGD on the cross-entropy, whose trace is the log-odds of an error: they do not vanish where the loss does.
+
+    Cross-entropies are compared badly: of an example that is not broken they are the odds, which span many powers of
+    ten, so that means are those of a few examples and the range of a path is that of its last steps; and from log-odds
+    of -90 on they leave the range of a float32.
+
+    Args:
+        pgd: On the cross-entropy, from random starts, without a step size of its own.
+
+    Raises:
+        InputError: another PGD.
+    """
+
+    pgd: PGD
+
+    def __post_init__(self) -> None:
+        if self.pgd.loss != "cross_entropy" or not self.pgd.random_start or self.pgd.step_size is not None:
+            raise InputError(
+                f"need PGD on the cross-entropy, from random starts, with step_size=None; got {self.pgd!r}"
+            )
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, threat: Threat, rng: Stream) -> Attacked:
+        """What `pgd` returns, bit for bit, but for the loss."""
+        pgd = self.pgd
+        queries = Queries(model, x, y, threat)
+        look(queries)
+        losses = []
+        for restart in range(pgd.restarts):
+            start = starts(queries, rng.child(restart))
+            direction = direction_named(pgd.step, threat, start)
+            step_size = 2.5 * threat.eps / pgd.steps
+            losses.append(ascend(queries, start, error_odds, direction, pgd.steps, step_size, pgd.early_stop))
+        return queries.result(pgd, torch.cat(losses, dim=1))
+
+
+def error_odds(logits: Tensor, y: Tensor) -> Tensor:
+    """(n,) float64 log-odds of an error, with the gradient of the cross-entropy."""
+    loss = cross_entropy(logits, y)
+    return -log_odds(logits.detach().double(), y) + (loss - loss.detach())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,7 +149,8 @@ class Bench:
         rows = (torch.ones(self.m, dtype=torch.bool) if among is None else among).nonzero()[:, 0]
         broken, within = torch.zeros(2, self.m, dtype=torch.bool)
         budget = self.threat if threat is None else threat
-        name = repr(explicit(attack, budget)) + (f" in {budget.norm} at eps = {budget.eps:g}" if threat else "")
+        named = attack.pgd if isinstance(attack, Traced) else attack
+        name = repr(explicit(named, budget)) + (f" in {budget.norm} at eps = {budget.eps:g}" if threat else "")
         parts = []
         for part in rows.split(_BATCH) if len(rows) else ():
             at = part.to(self.x.device)
@@ -137,7 +182,11 @@ def _joined(parts: list[Attacked]) -> Attacked:
 
 
 def unbounded(x: Tensor, threat: Threat) -> Threat:
-    """A budget that no longer binds: the diameter of the box, or without one the spread of the inputs, twice."""
+    """A budget that no longer binds: the diameter of the box, or without one the spread of the inputs, twice.
+
+    Without a box it holds, around each input, all the others: errors certainly, where those are of several classes.
+    Where they are not, or all the same, there is no telling how far an error is; the budget is then still at least eps.
+    """
     if threat.box is not None:
         far = float(norm_of(torch.full_like(x[:1], threat.box[1] - threat.box[0]), threat.norm))
     else:
@@ -187,9 +236,9 @@ def run_white_box(bench: Bench, effort: Effort, classes: int) -> WhiteBox:
     targeted = TargetedAPGD(min(_TARGETS, classes - 1), steps) if dlr else None
     return WhiteBox(
         one=bench.run("one", FGSM()),
-        base=bench.run("base", base),
-        longer=bench.run("base", replace(base, steps=2 * steps)),  # from the same starts
-        again=bench.run("again", base),
+        base=bench.run("base", Traced(base)),
+        longer=bench.run("base", Traced(replace(base, steps=2 * steps))),  # from the same starts
+        again=bench.run("again", Traced(base)),
         margin=bench.run("margin", replace(base, loss="margin")),
         nearest=bench.run("nearest", FMN(steps), threat=unbounded(bench.x, bench.threat)),
         targeted=None if targeted is None else bench.run("targeted", targeted),

@@ -170,7 +170,7 @@ def check_inputs(x: Tensor, box: Box) -> None:
         raise InputError(f"need x of shape (n >= 1, ...) in floating point; got {tuple(x.shape)}, {x.dtype}")
     if not bool(torch.isfinite(x).all()):
         raise InputError("need finite inputs; got NaN or infinity")
-    if box is not None and (float(x.min()) < box[0] or float(x.max()) > box[1]):
+    if box is not None and bool(((x < box[0]) | (x > box[1])).any()):
         raise InputError(
             f"need inputs in [{box[0]:g}, {box[1]:g}]; got [{float(x.min()):g}, {float(x.max()):g}] "
             "(normalise inside the model, or pass box=None for data that is not pixels)"

@@ -9,6 +9,7 @@ from analysis.attacks.attacked import Attacked, Queries
 from analysis.attacks.geometry import project, unit
 from analysis.attacks.pgd import look, remaining
 from certify.errors import InputError, check_count
+from certify.noise import symmetric_uniform
 from certify.rng import Stream
 from certify.threat import Threat
 
@@ -77,7 +78,7 @@ def uniform_in_ball(like: Tensor, threat: Threat, generator: torch.Generator) ->
     Raises:
         InputError: the norm is not Linf, L2 or L1.
     """
-    uniform = torch.empty_like(like, memory_format=torch.contiguous_format).uniform_(-1, 1, generator=generator)
+    uniform = symmetric_uniform(torch.empty_like(like, memory_format=torch.contiguous_format), generator)
     n, d = uniform.flatten(1).shape
     match threat.norm:
         case "Linf":
@@ -85,7 +86,7 @@ def uniform_in_ball(like: Tensor, threat: Threat, generator: torch.Generator) ->
         case "L2":
             direction = torch.empty_like(uniform).normal_(generator=generator)
         case "L1":
-            # On the sphere: independent Laplace variables over their sum of absolute values.
+            # On the sphere: independent Laplace variables, finite as |uniform| < 1, over their sum of absolute values.
             direction = -torch.log1p(-uniform.abs()) * uniform.sign()
         case _:
             raise InputError(f"need an Linf, L2 or L1 threat; got {threat.norm}")

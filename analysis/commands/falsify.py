@@ -44,7 +44,10 @@ def falsify(
     split: Annotated[str, typer.Option(help="train or test")] = "test",
     seed: Annotated[int, typer.Option(help="of the attack's randomness")] = 0,
 ) -> None:
-    """Attack certificates inside their radius; status 1 if more break than chance allows."""
+    """Attack certificates inside their radius; status 1 if more break than chance allows.
+
+    Certificates of lattice points alone (split noise, rounded_gaussian) are refused: the attacks move off the lattice.
+    """
     network = load_weights(resolve(model)(), weights)
     with Store(store) as file:
         runs = file.results()

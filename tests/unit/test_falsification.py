@@ -1,18 +1,36 @@
 """Honest certificates survive attacks inside their radius; a planted broken certifier does not."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
+from analysis.__main__ import app
 from analysis.attacks import PGD, SmoothAdv
 from analysis.falsification import falsify_deterministic, falsify_smoothing
-from certify import Certificate, Contradiction, Deterministic, Gaussian, InputError, Smoothing, Stream
-from paper_repro.data import digits
+from certify import (
+    Certificate,
+    Contradiction,
+    Deterministic,
+    Gaussian,
+    InputError,
+    RoundedGaussian,
+    Smoothing,
+    SplitNoise,
+    Stream,
+)
+from certify.campaign import run
+from certify.lattice import LATTICE
+from paper_repro.data import Data, digits
 from paper_repro.training import NoiseAugmentation, Training, fit
 from tests.classifiers import affine
-from tests.networks import digits_mlp
+from tests.networks import digits_linear, digits_mlp
 
 NOISE = Gaussian(0.5)
 MODEL = affine(2, (6,), seed=1)
@@ -68,6 +86,63 @@ def test_each_kind_of_certificate_has_its_own_test() -> None:
         falsify_deterministic(certified(), MODEL, X, [], rng=Stream(0))
     with pytest.raises(InputError, match="one input per certificate, 12; got 3"):
         falsify_smoothing(certified(), MODEL, X[:3], ATTACK, rng=Stream(0))
+
+
+ABOUT_F = "need a certificate about f, the network itself; got "
+ABOUT_BALLS = "need a certificate of the region 'ball' or 'box'; got 'lattice', of "
+
+
+def test_what_is_proved_of_another_classifier_is_not_attacked_through_the_network() -> None:
+    """Split noise is deterministic, and about its own g: errors of f near by are no contradiction."""
+    x = (X * 255).round() / 255
+    method = SplitNoise(0.5)
+    certificate = method(MODEL, x)
+    far = replace(certificate, radius=MODEL.distance(x) * 6)  # in L1, beyond the nearest error of f
+    for radii in (certificate, far):
+        with pytest.raises(InputError, match=re.escape(f"{ABOUT_F}g({method!r}): the attacks query f")):
+            falsify_deterministic(radii, MODEL, x, [PGD(20)], rng=Stream(0))
+
+
+def test_lattice_certificates_are_not_attacked_off_the_lattice() -> None:
+    x = (X * 255).round() / 255
+    noise = RoundedGaussian(0.5, dimension=6)
+    certificate = Smoothing(noise, n=200, alpha=0.01)(MODEL, x, rng=Stream(0))
+    assert certificate.region == LATTICE
+    with pytest.raises(InputError, match=re.escape(f"{ABOUT_BALLS}g({noise!r}): the attacks move off the lattice")):
+        falsify_smoothing(certificate, MODEL, x, replace(ATTACK, noise=noise), rng=Stream(0))
+    with pytest.raises(InputError, match=re.escape(f"{ABOUT_BALLS}f: the attacks move off the lattice")):
+        falsify_deterministic(replace(deterministic(1.0), region=LATTICE), MODEL, x, [PGD(20)], rng=Stream(0))
+
+
+def rounded_digits(split: Literal["train", "test"] = "test") -> Data:
+    """Digits in 8 bits."""
+    data = digits(split)
+    return replace(data, x=(data.x * 255).round() / 255)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "rule"),
+    [
+        (SplitNoise(0.5), [], ABOUT_F + "g(SplitNoise("),
+        (
+            Smoothing(RoundedGaussian(0.25, 64), n0=20, n=200),
+            ["--noise", "rounded_gaussian", "--scale", "0.25"],
+            ABOUT_BALLS + "g(RoundedGaussian(",
+        ),
+    ],
+)
+def test_the_command_refuses_stores_it_cannot_refute(
+    tmp_path: Path, method: SplitNoise | Smoothing, options: list[str], rule: str
+) -> None:
+    model = digits_linear().eval()
+    weights, store = tmp_path / "weights.safetensors", tmp_path / "store.sqlite"
+    save_file(model.state_dict(), weights)
+    run(store, method, model, rounded_digits(), names=("m", "d"), indices="0:2")
+    what = ["--model", "tests.networks:digits_linear", "--data", "tests.unit.test_falsification:rounded_digits"]
+    with pytest.raises(InputError, match=re.escape(rule)):
+        CliRunner().invoke(
+            app, ["falsify", str(store), *what, "--weights", str(weights), *options], catch_exceptions=False
+        )
 
 
 def test_progress_is_told_of_every_example_attacked() -> None:

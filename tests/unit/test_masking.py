@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from analysis.attacks import FGSM, PGD, Attacked
+from analysis.attacks.losses import log_odds
 from analysis.commands.masking import masking
 from analysis.masking import MaskingReport, masking_report
-from analysis.masking_attacks import Bench, Effort, Run, WhiteBox, unbounded
+from analysis.masking_attacks import Bench, Effort, Run, Traced, WhiteBox, run_white_box, unbounded
 from analysis.masking_checks import ATHALYE, AUTOATTACK, CARLINI, INDICATORS, LOST, QUESTIONS, Check, answer, share
 from analysis.masking_comparisons import (
     check_converged,
@@ -25,6 +26,7 @@ from analysis.masking_comparisons import (
     check_silent,
     check_targeted,
     check_transfer,
+    check_unbounded,
     unfinished,
 )
 from analysis.masking_model import (
@@ -353,8 +355,8 @@ def white(**runs: Run) -> WhiteBox:
 
 
 def odds(ends: float, m: int = 100, steps: int = 20) -> Tensor:
-    """(m, steps) cross-entropies of paths whose log-odds jump to `ends` at the start."""
-    return torch.full((m, steps), float(torch.tensor(ends).exp().log1p()))
+    """(m, steps) log-odds of paths that jump to `ends` at the start."""
+    return torch.full((m, steps), ends)
 
 
 def test_one_step_may_win_on_two_examples_of_a_thousand() -> None:
@@ -417,6 +419,71 @@ def test_only_survivors_must_have_finished() -> None:
     assert check_finished(bench(), white(longer=run(0, loss=growing))).verdict == "flagged"
 
 
+class Ravine(nn.Module):
+    """Two classes; the margin falls along a narrow ravine, in which steps of one length zigzag and get nowhere."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        margin = 0.75 - 0.5 * x[:, 0] + 2.5 * (x[:, 1] ** 2 + 1e-6).sqrt()
+        return self.scale * torch.stack([torch.zeros_like(margin), margin], dim=1)
+
+
+@pytest.mark.parametrize("scale", [1.0, 10.0, 100.0])
+def test_the_scale_of_logits_moves_no_verdict_on_convergence(scale: float) -> None:
+    """At 100 the odds of an error are about exp(-80): a float32, but nothing that 1 + odds tells from 1."""
+    model, x, y = Ravine(scale).eval(), torch.zeros(40, 2), torch.ones(40, dtype=torch.int64)
+    table = Bench(model, x, y, 40, Threat("L2", 0.04, box=None), Stream(0))
+    runs = run_white_box(table, Effort(20, 1, 20, 1, 20), classes=2)
+    assert not runs.broken.any()
+    late, finished = check_converged(table, runs), check_finished(table, runs)
+    assert (late.verdict, finished.verdict) == ("flagged", "flagged")
+    assert f"{-0.7525 * scale:.4g} at the input" in late.evidence
+
+
+def test_without_a_gradient_all_of_a_gain_is_chance() -> None:
+    """At 1000 the gradient of the cross-entropy is 0: starts stay where they are, and only more of them help."""
+    model, x, y = Ravine(1000.0).eval(), torch.zeros(40, 2), torch.ones(40, dtype=torch.int64)
+    table = Bench(model, x, y, 40, Threat("L2", 0.04, box=None), Stream(0))
+    late = check_converged(table, run_white_box(table, Effort(20, 1, 20, 1, 20), classes=2))
+    assert late.verdict == "flagged"
+    assert "of the whole gain 0.00% come with twice the steps, 100.00% with twice the restarts" in late.evidence
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.1), ("L2", 0.2), ("L1", 0.3)])
+def test_recording_log_odds_moves_no_attack(norm: Norm, eps: float) -> None:
+    """The same points at the same cost, bit for bit; the log-odds are the cross-entropy's where that has them."""
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(affine(16, (6,)), nn.Tanh(), affine(4, (16,), seed=1)).eval()
+    x = torch.rand(12, 6, generator=generator)
+    y: Tensor = model(x).argmax(1)
+    pgd, threat = PGD(7, restarts=3, early_stop=False), Threat(norm, eps)
+    plain = pgd(model, x, y, threat=threat, rng=Stream(2))
+    traced = Traced(pgd)(model, x, y, threat=threat, rng=Stream(2))
+    assert 0 < int(plain.success.sum()) < 12
+    for field in ("adversarial", "success", "distance", "forwards", "backwards"):
+        assert torch.equal(getattr(traced, field), getattr(plain, field)), field
+    assert (traced.attack, traced.threat) == (pgd, threat)
+    assert plain.loss is not None
+    assert traced.loss is not None
+    assert torch.allclose(traced.loss, plain.loss.double().expm1().log().float(), rtol=1e-4, atol=1e-4)
+
+
+def test_log_odds_are_those_of_the_points_reached() -> None:
+    """One step of a straight line, from a known start: scaled by 1000, where the cross-entropy is 0."""
+    model = Affine(torch.tensor([[0.0], [1000.0]]), torch.zeros(2)).eval()
+    x, y = torch.full((1, 1), 0.5), torch.ones(1, dtype=torch.int64)
+    found = Traced(PGD(1))(model, x, y, threat=Threat("Linf", 1e-9), rng=Stream(0))
+    assert found.loss is not None
+    assert found.loss.tolist() == [[-500.0]]
+    assert log_odds(model(x), y).tolist() == [500.0]
+    for wrong in (PGD(loss="margin"), PGD(random_start=False), PGD(step_size=0.1)):
+        with pytest.raises(InputError, match="need PGD on the cross-entropy, from random starts, with step_size=None"):
+            Traced(wrong)
+
+
 def test_an_error_on_the_path_must_be_returned() -> None:
     margins = torch.full((100, 20), -1.0)
     assert check_silent(bench(), white(margin=run(0, loss=margins))).verdict == "passes"
@@ -458,6 +525,42 @@ def test_budgets_without_a_bound() -> None:
     x[1] = 5.0
     assert unbounded(x, Threat("Linf", 0.1, box=None)).eps == 10.0
     assert unbounded(x[:1], Threat("Linf", 0.1, box=None)).eps == 0.1
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_one_input_without_a_box_tells_nothing_of_larger_budgets(norm: Norm, rows: int) -> None:
+    """No budget is known to hold an error: one that does not is no sign of masking. One that does is none either."""
+    model = Affine(2 * torch.eye(4, 3), torch.zeros(4)).eval()
+    x = torch.tensor([[1.0, 0.0, 0.0]]).repeat(rows, 1)
+    y = torch.zeros(rows, dtype=torch.int64)
+    near, far = (
+        masking_report(model, x, y, threat=Threat(norm, eps, box=None), rng=Stream(0), effort=EFFORT)
+        for eps in (0.01, 4.0)
+    )
+    assert not near.flagged, near
+    assert not far.flagged, far
+    for name in ("success grows with eps", "unbounded succeeds"):
+        check = next(c for c in near.checks if c.name == name)
+        assert check.verdict == "inconclusive"
+        assert "without a box and with inputs of one class, no budget is known to hold an error" in check.evidence
+        assert verdict(far, name) == "passes"
+    assert "eps = 0;" not in str(near)
+
+
+def test_inputs_of_two_classes_vouch_for_errors_without_a_box() -> None:
+    """Each input is an error for the other: gradients that do not get there are flagged, box or no box."""
+    model = GradientOrZero(Detached(BASE).eval())
+    right = BASE(X).argmax(1) == Y
+    table = Bench(model, X[right], Y[right], 20, Threat("L2", 0.1, box=None), Stream(0))
+    assert check_unbounded(table, white(), EFFORT).verdict == "flagged"
+    table.run = lambda *_, **__: run(7)  # type: ignore[method-assign]
+    assert check_eps(table, EFFORT, 10).verdict == "flagged"
+    table.y = torch.zeros_like(table.y)
+    assert check_eps(table, EFFORT, 10).verdict == "inconclusive"
+    counts = iter([7, 4, *[7] * 7])
+    table.run = lambda *_, **__: run(next(counts))  # type: ignore[method-assign]
+    assert check_eps(table, EFFORT, 10).verdict == "flagged"  # a fall is one in any ball
 
 
 def test_errors_found_in_larger_balls_count_where_they_lie() -> None:
@@ -512,9 +615,11 @@ def test_the_command_prints_and_writes_the_report(tmp_path: Path) -> None:
     app = make_app("analysis")
     app.command()(masking)
     network = digits_linear()
+    last = network[-1]
+    assert isinstance(last, nn.Linear)
     with torch.no_grad():
-        network[-1].weight.copy_(BASE.linear.weight)
-        network[-1].bias.copy_(BASE.linear.bias)
+        last.weight.copy_(BASE.linear.weight)
+        last.bias.copy_(BASE.linear.bias)
     weights = tmp_path / "weights.safetensors"
     save_file(network.state_dict(), weights)
     arguments = ["masking", "--model", "tests.networks:digits_linear", "--data", "paper_repro.data:digits"]
@@ -528,8 +633,8 @@ def test_the_command_prints_and_writes_the_report(tmp_path: Path) -> None:
     assert (tmp_path / "report.md").read_text() == done.output
     # Logits times 1e6: no gradient of the cross-entropy is left.
     with torch.no_grad():
-        network[-1].weight.mul_(1e6)
-        network[-1].bias.mul_(1e6)
+        last.weight.mul_(1e6)
+        last.bias.mul_(1e6)
     save_file(network.state_dict(), weights)
     flagged = CliRunner().invoke(app, [*common, "--eps", "0.2"], catch_exceptions=False)
     assert flagged.exit_code == 1

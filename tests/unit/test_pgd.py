@@ -303,6 +303,25 @@ def test_noise_is_uniform_in_the_ball(norm: Norm) -> None:
     assert (delta.mean(0).abs() < 6 * (spread / n) ** 0.5).all()
 
 
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_noise_survives_the_end_of_its_uniform_draws(
+    norm: Norm, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`uniform_(-1, 1)` is -1 once in 2^24 float32 draws; L1 takes the logarithm of its distance from 1."""
+    draw = Tensor.uniform_
+
+    def with_an_end(self: Tensor, *args: float, **options: torch.Generator) -> Tensor:
+        draw(self, *args, **options)
+        self.view(-1)[1] = -1.0
+        return self
+
+    monkeypatch.setattr(Tensor, "uniform_", with_an_end)
+    delta = uniform_in_ball(torch.zeros(5, 3, dtype=dtype), Threat(norm, 0.7), Stream(5).generator())
+    assert torch.isfinite(delta).all()
+    assert (norm_of(delta, norm) <= 0.7 * (1 + 1e-6)).all()
+
+
 def test_corners_are_corners() -> None:
     model, x = Recorder(curved()), inputs(2)
     y = model.base(x).argmax(1)
@@ -377,3 +396,18 @@ def test_misuse_is_refused(attack: Attack) -> None:
     if not isinstance(attack, FGSM):
         with pytest.raises(InputError, match="L0"):
             attack(curved(), x, curved()(x).argmax(1), threat=Threat("L0", 1), rng=Stream(0))
+
+
+def test_inputs_at_a_face_that_float32_rounds_outwards_are_in_the_box() -> None:
+    """float32(2.8215) > 2.8215: pixels divided by a standard deviation, at the face of MNIST's box."""
+    box = (-0.4242, 2.8215)
+    x = torch.tensor([list(box), [box[1], box[1]]])
+    assert float(x.max()) > box[1]
+    model = affine(2, (2,))
+    found = PGD(steps=3)(model, x, model(x).argmax(1), threat=Threat("Linf", 10.0, box=box), rng=Stream(0))
+    assert found.success.any()
+    for edge, away in ((box[0], -torch.inf), (box[1], torch.inf)):
+        past = torch.tensor([edge, 1.0]).nextafter(torch.tensor(away))[None]
+        past[0, 1] = 1.0
+        with pytest.raises(InputError, match=re.escape("need inputs in [-0.4242, 2.8215]; got [")):
+            PGD()(model, past, torch.tensor([0]), threat=Threat("Linf", 0.1, box=box), rng=Stream(0))

@@ -9,7 +9,7 @@ from torch import nn
 from certify import ABSTAIN, Certificate, Deterministic, Execution, Gaussian, InputError, PerExample, Smoothing, Stream
 from certify.binomial import lower_confidence_bound
 from certify.smoothing import subject
-from certify.voting import BLOCK, BaseClassifier, count_votes, leaders
+from certify.voting import BLOCK, BaseClassifier, check_inputs, count_votes, leaders
 from tests.classifiers import Threshold, affine
 
 SIGMA = 0.25
@@ -335,3 +335,12 @@ def test_subject_names_the_precision(images: torch.Tensor, network: nn.Module) -
 def test_refuses_inputs_that_the_model_does_not_take(network: nn.Module) -> None:
     with pytest.raises(InputError, match=r"the model does not take inputs of shape \(3, 9, 9\)"):
         METHOD(network, torch.zeros(1, 3, 9, 9), rng=Stream(0))
+
+
+def test_an_input_at_a_face_of_the_box_is_in_it() -> None:
+    """In float32 the face itself may be beyond the number that the box was given as."""
+    face = torch.full((1, 3), 2.8215)
+    assert float(face[0, 0]) > 2.8215
+    check_inputs(face, (-0.4242, 2.8215))
+    with pytest.raises(InputError, match="need inputs in"):
+        check_inputs(torch.nextafter(face, torch.tensor(3.0)), (-0.4242, 2.8215))
