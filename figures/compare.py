@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +37,8 @@ NORMS: tuple[Norm, Norm] = ("Linf", "L2")
 RADII: dict[str, tuple[float, ...]] = {"Linf": (0.01, 0.03, 0.1, 0.3), "L2": (0.1, 0.5, 1.0, 1.5)}
 _MARK = "*"
 _POINTS = 300
+_DIGITS = 8
+"""Of a digest, enough to tell two apart."""
 _STYLES = ("-", "--", ":", "-.")
 
 
@@ -44,7 +47,7 @@ class Line:
     """One run in the comparison.
 
     Attributes:
-        network: The store's name and what the run calls its model.
+        network: What tells these weights from all others of the comparison: names of stores and of the model.
         subject: The classifier it is about.
         method: Short.
         guarantee: "deterministic", "1 - alpha per input", or "found" for an attack.
@@ -85,21 +88,25 @@ def compare(stores: Sequence[Path], out: Path, *, dimension: int, rho: float = 0
     Returns: The files.
 
     Raises:
-        InputError: no run, or no example that all runs share.
+        InputError: no run, several data sets, no example that all runs share, or an attack was free to leave the box
+            that a certificate does not look beyond.
         Contradiction: a deterministic certificate reaches a counterexample of the same network and norm.
     """
     certificates: list[Results] = []
     attacks: list[AttackResults] = []
-    lines: list[Line] = []
+    runs: list[tuple[str, Results | AttackResults]] = []
     for path in stores:
         with Store(path) as store:
             made, found = store.results(), attack_results(store)
-        lines += [_of_certificates(r, path.stem, dimension) for r in made] + [_of_attacks(r, path.stem) for r in found]
+        runs += [(path.stem, run) for run in (*made, *found)]
         certificates += made
         attacks += found
     if not certificates:
         raise InputError(f"need a run of certificates; {', '.join(map(str, stores))} hold none")
+    check_data([*certificates, *attacks])
     check_brackets(certificates, attacks, dimension)
+    names = _names([(store, run.settings) for store, run in runs])
+    lines = [_of(run, names[run.settings["model_sha256"]], dimension) for _, run in runs]
     shared = sorted(set.intersection(*(set(line.examples) for line in lines)))
     if not shared:
         raise InputError("need examples that all runs share; there is none")
@@ -113,26 +120,66 @@ def compare(stores: Sequence[Path], out: Path, *, dimension: int, rho: float = 0
     return write("compare", out, lambda figure: _draw(figure, lines, dimension), table)
 
 
-def check_brackets(certificates: Sequence[Results], attacks: Sequence[AttackResults], dimension: int) -> None:
-    """Join every certificate about f with every attack on the same weights, in the attack's norm.
+def identity(settings: Mapping[str, Any]) -> tuple[str, str]:
+    """What two runs must share to be about the same network and data."""
+    return settings["model_sha256"], settings["data_sha256"]
+
+
+def check_data(runs: Sequence[Results | AttackResults]) -> None:
+    """Refuse to join runs by their examples' ids where these name images of several data sets.
 
     Raises:
+        InputError: there are several.
+    """
+    names = {run.settings["data_sha256"]: run.settings["data"] for run in runs}
+    if len(names) > 1:
+        held = ", ".join(f"{digest[:_DIGITS]} ({name})" for digest, name in names.items())
+        raise InputError(f"need one data_sha256 in all runs, for an id names another image in another; got {held}")
+
+
+def check_brackets(certificates: Sequence[Results], attacks: Sequence[AttackResults], dimension: int) -> None:
+    """Join every certificate about f with every attack on the same weights and data, in the attack's norm.
+
+    Raises:
+        InputError: an attack was free to leave the box that a certificate does not look beyond.
         Contradiction: a deterministic certificate reaches a counterexample.
     """
     for made in certificates:
         for found in attacks:
-            same = made.settings["model_sha256"] == found.settings["model_sha256"]
-            if not same or made.certificate.subject != "f":
+            if identity(made.settings) != identity(found.settings) or made.certificate.subject != "f":
                 continue
+            threat = threat_of(found.settings)
+            if made.certificate.region != "ball" and threat.box is None:
+                method = short(str(made.certificate.header()["method"]))
+                raise InputError(
+                    f"need attacks in the box that {method} is about; those at {threat.norm} {threat.eps:g} had none: "
+                    "keep the two apart"
+                )
             common, mine, theirs = np.intersect1d(made.example, found.rows.example, return_indices=True)
             if len(common):
-                whole = convert(made.certificate, threat_of(found.settings).norm, dimension)
+                whole = convert(made.certificate, threat.norm, dimension)
                 part = Certificate.from_record(whole.header(), [whole.records()[i] for i in mine])
                 bracket(part, torch.from_numpy(made.label[mine]), torch.from_numpy(found.rows.distance[theirs]))
 
 
-def _network(settings: Mapping[str, object], store: str) -> str:
-    return f"{store} ({str(settings['model']).rpartition(':')[2]})"
+def _names(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, str]:
+    """By model_sha256 a name of its own: stores and callables, and the digest where others share those.
+
+    Args:
+        runs: The store's name and the settings of each.
+    """
+    stores: dict[str, dict[str, None]] = {}
+    models: dict[str, dict[str, None]] = {}
+    for store, settings in runs:
+        digest = settings["model_sha256"]
+        stores.setdefault(digest, {})[store] = None
+        models.setdefault(digest, {})[str(settings["model"]).rpartition(":")[2]] = None
+    named = {digest: (", ".join(stores[digest]), ", ".join(models[digest])) for digest in stores}
+    held = list(named.values())
+    return {
+        digest: f"{store} ({model}{f', {digest[:_DIGITS]}' if held.count((store, model)) > 1 else ''})"
+        for digest, (store, model) in named.items()
+    }
 
 
 def short(method: str) -> str:
@@ -150,12 +197,18 @@ def short(method: str) -> str:
     return f"{name}{kind}{fixed}"
 
 
-def _of_certificates(results: Results, store: str, dimension: int) -> Line:
+def _of(results: Results | AttackResults, network: str, dimension: int) -> Line:
+    if isinstance(results, AttackResults):
+        return _of_attacks(results, network)
+    return _of_certificates(results, network, dimension)
+
+
+def _of_certificates(results: Results, network: str, dimension: int) -> Line:
     c = results.certificate
     deterministic = isinstance(c.guarantee, Deterministic)
     label = torch.from_numpy(results.label)
     return Line(
-        network=_network(results.settings, store),
+        network=network,
         subject=c.subject,
         method=short(str(c.header()["method"])),
         guarantee="deterministic" if deterministic else f"1 - {c.header()['alpha']:g} per input",
@@ -168,11 +221,11 @@ def _of_certificates(results: Results, store: str, dimension: int) -> Line:
     )
 
 
-def _of_attacks(results: AttackResults, store: str) -> Line:
+def _of_attacks(results: AttackResults, network: str) -> Line:
     threat = threat_of(results.settings)
     attacks = ", ".join(results.settings["attacks"])
     return Line(
-        network=_network(results.settings, store),
+        network=network,
         subject="f",
         method=f"attacked at {threat.eps:g} by {attacks}, seed {results.settings['seed']}",
         guarantee="found",

@@ -9,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from certify.accuracy import FloatArray
 from certify.campaign.tables import Row
@@ -16,7 +17,7 @@ from figures.certified_accuracy import describe_curve, draw_curve
 from figures.page import STYLE
 from figures.report_rows import Known
 
-_STYLE = {
+_STYLE: Any = {
     **STYLE,
     # Narrow, so that letters keep a readable size on a phone.
     "figure.figsize": (5.2, 3.7),
@@ -84,12 +85,13 @@ def _draw_attacked(axes: Axes, radii: FloatArray, share: FloatArray, upper: Floa
 
 def draw_brackets(figure: Figure, all_known: Known, norm: str) -> None:
     """One upright line per example from what is proved to what was found, in order of what was found."""
-    order = np.lexsort((all_known.lower, all_known.upper))
-    lower, upper = all_known.lower[order], all_known.upper[order]
+    order = np.lexsort((all_known.lower, all_known.budget, all_known.upper))
+    lower, upper, budget = (values[order] for values in (all_known.lower, all_known.upper, all_known.budget))
     met = all_known.attacked[order]
     x = np.arange(1, len(order) + 1)
     hit = np.isfinite(upper)
-    top = max([*lower, *upper[hit], all_known.reach if (met & ~hit).any() else 0.0, 1e-9]) * 1.04
+    open_ended = met & ~hit
+    top = max([*lower, *upper[hit], *budget[open_ended], 1e-9]) * 1.04
     size, many = 5.0 if len(order) <= _FEW else 2.5, len(order) > _MANY
     axes = figure.subplots()
     width = 0.8 if size == 5.0 else 0.4
@@ -100,9 +102,8 @@ def draw_brackets(figure: Figure, all_known: Known, norm: str) -> None:
     _marks(axes, x[proved], lower[proved], "^", "C0", size, "proved: r* is at least this")
     wrong = upper == 0
     _marks(axes, x[wrong], upper[wrong], "x", "black", size, "misclassified as it is: r* = 0")
-    open_ended = met & ~hit
-    label = f"no error found up to {all_known.reach:g}"
-    _marks(axes, x[open_ended], np.full(open_ended.sum(), top), "d", "0.35", size, label, hollow=True)
+    # At the example's own budget: an attack with another one, on other examples, says nothing of it.
+    _marks(axes, x[open_ended], budget[open_ended], "d", "0.35", size, _searched(budget[open_ended]), hollow=True)
     by = "the nearest error found" if met.any() else "what is proved"
     axes.set(xlabel=f"example, by {by}", ylabel=f"{norm} distance (input units)", ylim=(0, None))
     axes.set_xlim(0, len(order) + 1)
@@ -110,6 +111,12 @@ def draw_brackets(figure: Figure, all_known: Known, norm: str) -> None:
         line.set_rasterized(many)
     if axes.lines:
         figure.legend(loc="outside lower left", fontsize=8)
+
+
+def _searched(budgets: FloatArray) -> str:
+    """How far no error was found, in words."""
+    least, most = (f"{end:g}" for end in (budgets.min(initial=np.inf), budgets.max(initial=0.0)))
+    return f"no error found up to {most if least == most else f'this mark, at {least} to {most}'}"
 
 
 def _marks(axes: Axes, x: Any, y: Any, mark: str, color: str, size: float, label: str, *, hollow: bool = False) -> None:
@@ -129,7 +136,7 @@ def draw_curvature(figure: Figure, spectrum: dict[str, Any], trace: dict[str, An
             style: Any = {"fmt": "o", "color": "C0", "ms": 5, "capsize": 3, "fillstyle": fill}
             left.errorbar(number[chosen], values[chosen], residuals[chosen], label=f"{label}; bar: residual", **style)
     left.set(xlabel="rank by magnitude", ylabel="eigenvalue")
-    left.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
     low, high = trace["interval"]
     error = [[trace["value"] - low], [high - trace["value"]]]
     right.errorbar([0], [trace["value"]], error, fmt="s", color="C1", ms=5, capsize=3)
@@ -151,7 +158,7 @@ def draw_lipschitz(figure: Figure, balls: Sequence[dict[str, Any]], product: flo
         if product is not None:
             axes.axhline(product, color="0.3", lw=1, ls="--", label="product of the layers' norms, valid everywhere")
         axes.set(xlabel="image, by slope met", title=f"within {ball['eps']:g}")
-        axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     panels[0].set_ylabel("local Lipschitz constant")
     panels[0].set_yscale("log" if min(min(ball["sampled"]) for ball in balls) > 0 else "linear")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", fontsize=8)

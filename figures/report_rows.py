@@ -14,7 +14,7 @@ from certify.campaign.attack_rows import AttackResults, attack_results
 from certify.campaign.results import IntArray, Results
 from certify.campaign.store import Store
 from certify.errors import InputError
-from figures.compare import short
+from figures.compare import identity, short
 
 F = "f"
 """The subject of attacks and of deterministic verifiers: the network itself."""
@@ -97,7 +97,8 @@ class Known:
         proved_by: (k,) name of the run behind `lower`; "" where nothing is proved.
         found_by: (k,) the attack behind `upper`; "" where nothing was found.
         attacked: (k,) bool, whether any attack met the example.
-        reach: The largest budget of an attack; 0.0 where none was run.
+        budget: (k,) the largest budget of an attack that met the example: beyond it nothing was looked for; 0.0 where
+            none did.
     """
 
     example: IntArray
@@ -107,7 +108,18 @@ class Known:
     proved_by: list[str]
     found_by: list[str]
     attacked: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
-    reach: float
+    budget: FloatArray
+
+    @property
+    def reach(self) -> float:
+        """The largest budget of all; some examples may have met smaller ones alone."""
+        return float(np.max(self.budget, initial=0.0))
+
+    @property
+    def extents(self) -> list[tuple[float, int]]:
+        """Each budget that is some example's largest, rising, and how many examples' it is."""
+        budgets, counts = np.unique(self.budget[self.attacked], return_counts=True)
+        return list(zip(budgets.tolist(), counts.tolist(), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,11 +169,6 @@ def networks(store: Store) -> list[Network]:
     ]
 
 
-def identity(settings: Mapping[str, Any]) -> tuple[str, str]:
-    """What two runs must share to be about the same network and data."""
-    return settings["model_sha256"], settings["data_sha256"]
-
-
 def known(network: Network, subject: str, norm: str) -> Known:
     """Join every run about a subject, in one norm.
 
@@ -191,7 +198,7 @@ def known(network: Network, subject: str, norm: str) -> Known:
         proved_by=[""] * k,
         found_by=[""] * k,
         attacked=np.zeros(k, np.bool_),
-        reach=max((a.eps for a in found), default=0.0),
+        budget=np.zeros(k),
     )
     for a in found:
         _take_upper(joined, a)
@@ -204,6 +211,7 @@ def _take_upper(joined: Known, run: Found) -> None:
     rows, attacks = run.results.rows, run.results.settings["attacks"]
     place = np.searchsorted(joined.example, rows.example)
     joined.attacked[place] = True
+    joined.budget[place] = np.maximum(joined.budget[place], run.eps)
     for i, at in enumerate(place.tolist()):
         if rows.distance[i] < joined.upper[at]:
             joined.upper[at] = rows.distance[i]

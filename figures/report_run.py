@@ -132,7 +132,8 @@ def measure(
             verify(store, verifier, model, data, **common)
         except (UnsupportedModule, ImportError) as error:
             unverified[repr(verifier)] = str(error)
-    for attacks, eps in ((ladder(plan.norm, _STEPS, 1, x.ndim == 4), plan.eps), ([FMN(_STEPS)], plan.reach(x))):
+    first = ladder(model, x, plan.norm, _STEPS, restarts=1)
+    for attacks, eps in ((first, plan.eps), ([FMN(_STEPS)], plan.reach(x))):
         attack_campaign(store, attacks, model, data, threat=Threat(plan.norm, eps), seed=plan.seed, **common)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     chosen = x[: plan.images].to(device), y[: plan.images].to(device), ids[: plan.images]

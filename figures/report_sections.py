@@ -161,12 +161,21 @@ def _curves(
     if found:
         caption += (
             f"Black: no error found within r; hatched up to the population's upper bound at each r, {_percent(rho)}. "
+            f"{_extent(bounds)}"
         )
     return Picture(
         picture(lambda figure: draw_curves(figure, rows, attacked, norm)),
         f"{title}: share of images against radius; the same numbers are in the table below.",
         f"{caption}{seeds}.",
     )
+
+
+def _extent(bounds: Known) -> str:
+    """How far each image was attacked, where that differs."""
+    if len(bounds.extents) < 2:
+        return ""
+    each = ", ".join(f"{count} up to {budget:g}" for budget, count in bounds.extents)
+    return f"Not all images were attacked as far: {each}. Beyond its own budget an image counts as not broken. "
 
 
 def _unbroken(bounds: Known, radii: FloatArray) -> FloatArray:
@@ -202,9 +211,14 @@ def _accuracy(proved: Sequence[Proved], found: Sequence[Found], bounds: Known, r
             for k, ok in zip(counts, tested, strict=True)
         ]
         body += [[*lead, "not broken", "", "", *shares], [*lead, f"each <=, {_percent(rho)}", "", "", *upper]]
+        if len(bounds.extents) > 1:
+            budget = bounds.budget[bounds.attacked]
+            met = [f"{int((budget >= r).sum())}/{n}" if ok else "" for r, ok in zip(radii, tested, strict=True)]
+            body.append([*lead, "attacked up to r", "", "", *met])
     caption = "Share of images certified correct within r; >= bounds the population's, at each r or at all together."
     if found:
         caption += " Last: the share not broken within r by any attack; <= bounds the population's; empty: not tried."
+        caption += f" {_extent(bounds)}".rstrip()
     return Table(caption, tuple(header), tuple(map(tuple, body)))
 
 
@@ -238,15 +252,16 @@ def _rows(bounds: Known, norm: str) -> Table:
         bounds.label.tolist(),
         bounds.lower.tolist(),
         bounds.upper.tolist(),
+        [f"{b:g}" if met else "not attacked" for b, met in zip(bounds.budget, bounds.attacked, strict=True)],
         bounds.proved_by,
         bounds.found_by,
         strict=True,
     )
     body = tuple(
-        (str(e), str(label), round_down(low, _DIGITS), _upper(high), by or "nothing", at or "nothing")
-        for e, label, low, high, by, at in each
+        (str(e), str(label), round_down(low, _DIGITS), _upper(high), to, by or "nothing", at or "nothing")
+        for e, label, low, high, to, by, at in each
     )
-    header = ("example", "label", "lower", "upper", "proved by", "found by")
+    header = ("example", "label", "lower", "upper", "attacked up to", "proved by", "found by")
     return Table(f"lower <= r* <= upper in {norm}, rounded outward; scroll for all {len(body)}.", header, body, True)
 
 

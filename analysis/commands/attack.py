@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
+from torch import Tensor, nn
 
 from analysis.attacks.apgd import APGD, TargetedAPGD
 from analysis.attacks.attacked import Attack
@@ -24,16 +26,43 @@ from analysis.commands.options import (
     WeightsOption,
 )
 from certify.campaign.cli import AddressOption, ExecutorOption, WorkersOption, make_executor, parse_device
+from certify.campaign.executor import Portable
 from certify.campaign.weights import load_weights, resolve
 from certify.threat import Norm, Threat
+from certify.voting import check_model
+
+_TARGETS = 9
+"""Classes to try at most, as many as AutoAttack does."""
+_FEWEST = 4
+"""Classes without which the targeted DLR loss is not defined."""
 
 
-def ladder(norm: Norm, steps: int, restarts: int, images: bool) -> list[Attack]:
-    """Cheap attacks first, then what they leave: cross-entropy, every target, and for images no gradient at all."""
+def ladder(model: nn.Module, x: Tensor, norm: Norm, steps: int, restarts: int) -> list[Attack]:
+    """Cheap attacks first, then what they leave: cross-entropy, every target, and for images no gradient at all.
+
+    Args:
+        model: (n, ...) -> (n, classes) logits, in evaluation mode, on its device. Below 4 classes no target is tried.
+        x: (n, ...) inputs; (n, c, h, w) are images.
+        norm: Of the threat.
+        steps: Gradient steps of each attack.
+        restarts: Random starts of the first attack.
+
+    Raises:
+        InputError: the model is in training mode, or a count is not positive.
+    """
     if norm == "L1":
         return [PGD(steps, restarts=restarts), FMN(steps)]
-    attacks: list[Attack] = [APGD(steps, restarts), TargetedAPGD(steps=steps)]
-    return [*attacks, Square()] if images else attacks
+    attacks: list[Attack] = [APGD(steps, restarts)]
+    classes = _count_classes(model, x)
+    if classes >= _FEWEST:
+        attacks.append(TargetedAPGD(min(_TARGETS, classes - 1), steps))
+    return [*attacks, Square()] if x.ndim == 4 else attacks
+
+
+def _count_classes(model: nn.Module, x: Tensor) -> int:
+    check_model(model)
+    with torch.no_grad():
+        return model(x[:1].to(Portable(model).device)).shape[1]
 
 
 def attack(
@@ -58,10 +87,11 @@ def attack(
     """Robust accuracy under a ladder of attacks, each on the survivors of the ones before."""
     by = make_executor(executor, workers, address)
     examples = resolve(data)(split=split)
+    network = load_weights(resolve(model)(), weights).to(parse_device(device))
     results = attack_campaign(
         IN_MEMORY if store is None else store,
-        ladder(norm, steps, restarts, images=examples.x.ndim == 4),
-        load_weights(resolve(model)(), weights).to(parse_device(device)),
+        ladder(network, examples.x, norm, steps, restarts),
+        network,
         examples,
         names=(model, f"{data} {split}"),
         threat=Threat(norm, eps),

@@ -2,16 +2,22 @@
 
 import csv
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 from typer.testing import CliRunner
 
 from analysis.__main__ import app
+from analysis.attacks import APGD, FMN, PGD, Square, TargetedAPGD
+from analysis.commands.attack import ladder
 from analysis.commands.options import parse_counts, parse_numbers
 from certify import Gaussian, InputError, Smoothing
 from certify.campaign import run
-from paper_repro.data import digits
+from paper_repro.data import Data, digits
+from paper_repro.models import linear, save_checkpoint
 from paper_repro.training import NoiseAugmentation, Training, fit
 from tests.networks import digits_linear
 
@@ -42,6 +48,58 @@ def test_attack_prints_everything(weights: Path, norm: str, eps: str) -> None:
     assert result.exit_code == 0
     assert f"n = 30, {norm} eps = {eps}, box (0.0, 1.0), seed 0" in result.output
     assert "forward" in result.output
+
+
+def three_classes() -> nn.Sequential:
+    return sure(3)
+
+
+def five_classes() -> nn.Sequential:
+    return sure(5)
+
+
+def sure(classes: int) -> nn.Sequential:
+    """It finds a zero in every image, so surely that all attacks meet it."""
+    model = linear(side=8, classes=classes)
+    with torch.no_grad():
+        model[2].bias[0] += 10.0
+    return model
+
+
+def zeros(split: str = "test") -> Data:
+    every = digits(split)
+    few = every.y == 0
+    return Data(every.x[few], every.y[few], every.id[few])
+
+
+@pytest.mark.parametrize(("network", "targets"), [(three_classes, None), (five_classes, 4)])
+def test_attack_takes_as_many_targets_as_there_are(
+    network: Callable[[], nn.Module], targets: int, tmp_path: Path
+) -> None:
+    weights = save_checkpoint(network(), tmp_path, {})
+    arguments = ["attack", "--model", f"{__name__}:{network.__name__}", "--data", f"{__name__}:zeros"]
+    arguments += ["--weights", str(weights), "--eps", "0.01", "--indices", ":4", "--steps", "5"]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert ("TargetedAPGD" in result.output) is (targets is not None)
+    assert targets is None or f"TargetedAPGD(targets={targets}, steps=5" in result.output
+
+
+@pytest.mark.parametrize(("classes", "targets"), [(2, 0), (3, 0), (4, 3), (9, 8), (10, 9), (12, 9)])
+def test_the_ladder_depends_on_the_number_of_classes(classes: int, targets: int) -> None:
+    model, x = linear(side=8, classes=classes).eval(), digits("test").x[:3]
+    targeted = [TargetedAPGD(targets, 7)] if targets else []
+    assert ladder(model, x, "L2", 7, 2) == [APGD(7, 2), *targeted, Square()]
+    model[0].train()
+    with pytest.raises(InputError, match=r"^need a model in evaluation mode"):
+        ladder(model, x, "Linf", 7, 2)
+
+
+def test_the_ladder_depends_on_the_norm_and_on_the_inputs() -> None:
+    x = digits("test").x[:3]
+    flat = nn.Linear(64, 10).eval()
+    assert ladder(flat, x.flatten(1), "Linf", 7, 2) == [APGD(7, 2), TargetedAPGD(9, 7)]
+    assert ladder(flat, x, "L1", 7, 2) == [PGD(7, restarts=2), FMN(7)]
 
 
 def test_falsify_leaves_honest_certificates_alone(weights: Path, store: Path) -> None:

@@ -1,18 +1,24 @@
 """The comparison: what is counted, how it is marked, and what is refused."""
 
+import csv
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
+from torch import nn
 
 from analysis.attacks import PGD
 from analysis.campaign import attack_campaign
 from certify import CROWN, IBP, Certificate, Contradiction, Deterministic, Gaussian, InputError, Smoothing, Threat
+from certify.campaign.attack_rows import attack_results
 from certify.campaign.runner import run, verify
 from certify.campaign.store import Store
 from certify.verified_radius import Bisection
-from figures.compare import RADII, accuracy, compare, short
-from paper_repro.data import digits
+from figures import compare as module
+from figures.compare import NORMS, RADII, accuracy, check_brackets, compare, short
+from paper_repro.data import Data, digits
 from tests.networks import digits_linear
 
 NAMES = ("tests.networks:digits_linear", "paper_repro.data:digits test")
@@ -34,9 +40,9 @@ def stores(tmp_path: Path) -> list[Path]:
     return [path]
 
 
-def rows(out: Path) -> list[list[str]]:
-    text = (out / "compare.csv").read_text(encoding="utf-8").splitlines()
-    return [line.split(",") for line in text]
+def csv_of(out: Path) -> list[list[str]]:
+    with (out / "compare.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))
 
 
 def test_table_text_and_pictures(stores: list[Path], tmp_path: Path) -> None:
@@ -51,8 +57,6 @@ def test_table_text_and_pictures(stores: list[Path], tmp_path: Path) -> None:
 
 
 def test_what_a_cell_counts(stores: list[Path], tmp_path: Path) -> None:
-    from figures import compare as module
-
     with Store(stores[0]) as store:
         largest, fixed, smoothed = store.results()
     line = module._of_certificates(largest, "plain", 64)
@@ -69,9 +73,6 @@ def test_what_a_cell_counts(stores: list[Path], tmp_path: Path) -> None:
 
 
 def test_an_attack_says_nothing_beyond_its_budget_or_norm(stores: list[Path]) -> None:
-    from certify.campaign.attack_rows import attack_results
-    from figures import compare as module
-
     with Store(stores[0]) as store:
         (found,) = attack_results(store)
     line = module._of_attacks(found, "plain")
@@ -109,6 +110,83 @@ def test_what_is_refused(stores: list[Path], tmp_path: Path) -> None:
     attack_campaign(only, [PGD(5)], model, data, threat=Threat("Linf", 0.1), names=NAMES, indices="0:5")
     with pytest.raises(InputError, match="need a run of certificates"):
         compare([only], tmp_path / "out", dimension=64)
+
+
+def network(seed: int) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return digits_linear().eval()
+
+
+def renumbered(split: str) -> Data:
+    """Eight images of a split, whose ids are those of eight others in the other split."""
+    data = digits(split)
+    return Data(data.x[:8], data.y[:8], torch.arange(8))
+
+
+def test_ids_of_two_data_sets_are_not_joined(tmp_path: Path) -> None:
+    path, model = tmp_path / "s.sqlite", network(0)
+    # The largest radii of a linear network: an attack on another image of the same id is nearer for some.
+    verify(path, Bisection(IBP(Threat("Linf", 0.5)), 12), model, renumbered("test"), names=("m", "d test"))
+    attack_campaign(path, [PGD(20)], model, renumbered("train"), threat=Threat("Linf", 0.5), names=("m", "d train"))
+    with Store(path) as store:
+        certificates, attacks = store.results(), attack_results(store)
+    test, train = (run.settings["data_sha256"][:8] for run in (certificates[0], attacks[0]))
+    message = rf"^need one data_sha256 in all runs, .*; got {test} \(d test\), {train} \(d train\)$"
+    with pytest.raises(InputError, match=message):
+        compare([path], tmp_path / "out", dimension=64)
+    check_brackets(certificates, attacks, 64)
+    (made,), (found,) = certificates, attacks
+    assert (made.scores() >= found.rows.distance).any(), "joined, they would contradict each other"
+
+
+def test_an_attack_outside_the_box_bounds_nothing_inside(tmp_path: Path) -> None:
+    path, model, data = tmp_path / "s.sqlite", network(0), digits("test")
+    common: dict[str, Any] = {"names": NAMES, "indices": ":5", "add": True}
+    verify(path, IBP(Threat("Linf", 0.01, box=None)), model, data, **common)
+    attack_campaign(path, [PGD(5)], model, data, threat=Threat("L2", 0.5, box=None), **common)
+    compare([path], tmp_path / "out", dimension=64)
+    verify(path, IBP(Threat("Linf", 0.01)), model, data, **common)
+    message = r"^need attacks in the box that IBP at 0\.01 is about; those at L2 0\.5 had none: keep the two apart$"
+    with pytest.raises(InputError, match=message):
+        compare([path], tmp_path / "out", dimension=64)
+
+
+def drawn(stores: list[Path], out: Path, monkeypatch: pytest.MonkeyPatch) -> Figure:
+    figure = Figure()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write", lambda name, out, draw, table: [draw(figure)])
+        compare(stores, out, dimension=64)
+    return figure
+
+
+def panels(figure: Figure) -> dict[str, int]:
+    """By title, how many marks of attacks."""
+    return {axes.get_title(): sum(line.get_marker() == "v" for line in axes.lines) for axes in figure.axes}
+
+
+def test_two_networks_of_one_callable_have_panels_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, data = tmp_path / "s.sqlite", digits("test")
+    common: dict[str, Any] = {"names": NAMES, "indices": ":5", "add": True}
+    verify(path, IBP(Threat("Linf", 0.01)), network(0), data, **common)
+    verify(path, IBP(Threat("Linf", 0.01)), network(1), data, **common)
+    attack_campaign(path, [PGD(5)], network(1), data, threat=Threat("Linf", 0.1), **common)
+    with Store(path) as store:
+        first, second = (r.settings["model_sha256"][:8] for r in store.results())
+    found = sum(r <= 0.1 for r in RADII["Linf"])
+    names = [f"s (digits_linear, {digest})" for digest in (first, second)]
+    marks = {f"{name}, {norm}": 0 for name in names for norm in NORMS} | {f"{names[1]}, Linf": found}
+    assert panels(drawn([path], tmp_path, monkeypatch)) == marks
+    compare([path], tmp_path / "out", dimension=64)
+    assert [row[0] for row in csv_of(tmp_path / "out")[1:]] == [names[0], names[1], names[1]]
+
+
+def test_one_network_in_two_stores_has_one_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, found, data = tmp_path / "made.sqlite", tmp_path / "found.sqlite", digits("test")
+    verify(made, IBP(Threat("Linf", 0.01)), network(0), data, names=NAMES, indices=":5")
+    attack_campaign(found, [PGD(5)], network(0), data, threat=Threat("Linf", 0.01), names=("m", "d"), indices=":5")
+    marks = panels(drawn([made, found], tmp_path, monkeypatch))
+    assert marks == {"made, found (digits_linear, m), Linf": 1, "made, found (digits_linear, m), L2": 0}
 
 
 def test_short_names() -> None:

@@ -34,8 +34,8 @@ from figures.report_pictures import draw_brackets, draw_curvature, draw_curves, 
 from figures.report_rows import F, Known, identity, known, networks
 from figures.report_run import STORE, Plan, measure
 from figures.report_sections import share
-from paper_repro.data import digits
-from paper_repro.models import save_checkpoint
+from paper_repro.data import Data, digits
+from paper_repro.models import linear, save_checkpoint
 from tests.networks import digits_mlp
 
 NAMES = ("tests.networks:digits_mlp", "paper_repro.data:digits test")
@@ -259,11 +259,14 @@ def test_brackets_are_the_best_of_all_runs(full: Path, model: nn.Module) -> None
         assert joined.upper[i] == min(near.rows.distance[i], far.rows.distance[i])
         assert joined.lower[i] < joined.upper[i] or joined.upper[i] == 0
     assert joined.attacked.all()
-    assert joined.reach == 0.15
+    assert list(joined.budget) == [0.15] * M
+    assert joined.extents == [(0.15, M)]
     assert 0 < np.isinf(joined.upper).sum() < M
     assert any(by == "PGD (attack run 2)" for by in joined.found_by)
     other = known(network, smoothed.certificate.subject, "L2")
     assert not other.attacked.any()
+    assert not other.budget.any()
+    assert (other.reach, other.extents) == (0.0, [])
     assert np.isinf(other.upper).all()
     np.testing.assert_array_equal(other.lower, np.maximum(smoothed.scores(), 0.0))
 
@@ -331,6 +334,47 @@ def test_rows_are_rounded_outward() -> None:
         ("0.20000", "unknown"),
         ("0.00000", "0.25000"),
     ]
+
+
+@pytest.fixture(scope="module")
+def uneven(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve images, of which the first six were attacked less far, two of them twice, and two not at all."""
+    path, data = tmp_path_factory.mktemp("uneven") / "s.sqlite", digits("test")
+    common: dict[str, Any] = {"names": NAMES, "add": True}
+    verify(path, IBP(Threat("Linf", 0.001)), model, data, indices=":12", **common)
+    attack_campaign(path, [PGD(5)], model, data, threat=Threat("Linf", 0.0005), indices=":6", **common)
+    attack_campaign(path, [PGD(5)], model, data, threat=Threat("Linf", 0.002), indices="4:10", **common)
+    return path
+
+
+def test_every_example_keeps_how_far_it_was_attacked(uneven: Path) -> None:
+    with Store(uneven) as store:
+        (network,) = networks(store)
+    joined = known(network, F, "Linf")
+    assert joined.budget.tolist() == [0.0005] * 4 + [0.002] * 6 + [0.0] * 2
+    assert joined.attacked.tolist() == [True] * 10 + [False] * 2
+    assert joined.extents == [(0.0005, 4), (0.002, 6)]
+    assert joined.reach == 0.002
+
+
+def test_a_page_says_how_far_each_example_was_attacked(uneven: Path, tmp_path: Path) -> None:
+    with Store(uneven) as store:
+        (network,) = networks(store)
+    joined = known(network, F, "Linf")
+    words = [row[4] for row in report_sections._rows(joined, "Linf").body]
+    assert words == ["0.0005"] * 4 + ["0.002"] * 6 + ["not attacked"] * 2
+    page = page_of(uneven, tmp_path)
+    note = "Not all images were attacked as far: 4 up to 0.0005, 6 up to 0.002."
+    assert page.text.count(note) == 2, "below the curve and above the table"
+    table = report_sections._accuracy(network.proved_of(F), network.found_of(F), joined, 0.05)
+    header, (far,) = table.header, [row for row in table.body if row[4] == "attacked up to r"]
+    assert (far[header.index("r=0")], far[header.index("r=0.0005")]) == ("10/10", "10/10")
+    assert far[header.index("r=0.002")] == "6/10"
+
+
+def test_a_page_of_even_attacks_needs_no_note(page: Page) -> None:
+    assert "attacked as far" not in page.text
+    assert "attacked up to r" not in page.cells
 
 
 def test_two_networks_are_two_chapters(full: Path, model: nn.Module, tmp_path: Path) -> None:
@@ -498,6 +542,21 @@ def test_panels_are_measured_anew_for_another_plan(monkeypatch: pytest.MonkeyPat
     assert json.loads(path.read_text(encoding="utf-8"))["about"]["model_sha256"] == "n"
 
 
+def test_a_network_of_three_classes_gets_its_attacks(tmp_path: Path) -> None:
+    every, odd = digits("test"), linear(side=8, classes=3).eval()
+    with torch.no_grad():
+        odd[2].bias[0] += 10.0
+    data = Data(every.x[:4], torch.zeros(4, dtype=torch.int64), every.id[:4])
+    about = {"command": "c", "commit": "d", "weights": "e"}
+    plan = Plan(eps=0.01, n=50, images=2)
+    store = measure(odd, data, names=("m", "d"), indices=":", plan=plan, out=tmp_path, about=about)
+    with Store(store) as file:
+        assert [len(run.settings["attacks"]) for run in attack_results(file)] == [2, 1], "no target, then FMN"
+    text = page_of(store, tmp_path).text
+    assert "Not in this store" not in text
+    assert "Not measured" not in text
+
+
 class Doubled(nn.Module):
     """A layer without a rule."""
 
@@ -619,7 +678,7 @@ def a_known(**changes: Any) -> Known:
         "proved_by": [""] * 4,
         "found_by": [""] * 4,
         "attacked": np.ones(4, np.bool_),
-        "reach": 0.4,
+        "budget": np.full(4, 0.4),
     }
     return Known(**(values | changes))
 
@@ -634,7 +693,8 @@ def test_what_a_bracket_shows() -> None:
     proved = marks["proved: r* is at least this"]
     assert list(zip(proved.get_xdata(), proved.get_ydata(), strict=True)) == [(3, 0.1), (4, 0.2)]
     assert list(marks["misclassified as it is: r* = 0"].get_xdata()) == [1]
-    assert list(marks["no error found up to 0.4"].get_xdata()) == [4]
+    searched = marks["no error found up to 0.4"]
+    assert (list(searched.get_xdata()), list(searched.get_ydata())) == ([4], [0.4])
     assert len({line.get_marker() for line in axes.lines}) == len(axes.lines), "told apart without colour"
     (segments,) = axes.collections
     ends = [(path.vertices[0, 1], path.vertices[1, 1]) for path in segments.get_paths()]
@@ -643,13 +703,26 @@ def test_what_a_bracket_shows() -> None:
     assert ends[3][1] > 0.4
 
 
+def test_a_bracket_ends_its_search_where_each_example_did() -> None:
+    figure = Figure()
+    budget, upper = np.array([0.1, 0.4, 0.3, 0.1]), np.array([np.inf, 0.2, np.inf, np.inf])
+    draw_brackets(figure, a_known(lower=np.zeros(4), upper=upper, budget=budget), "Linf")
+    (axes,) = figure.axes
+    marks = {str(line.get_label()): line for line in axes.lines}
+    searched = marks["no error found up to this mark, at 0.1 to 0.3"]
+    assert list(zip(searched.get_xdata(), searched.get_ydata(), strict=True)) == [(2, 0.1), (3, 0.1), (4, 0.3)]
+    # Nothing bounds r* of these from above: their lines go to the top, past every mark.
+    (segments,) = axes.collections
+    assert [path.vertices[1, 1] > 0.3 for path in segments.get_paths()] == [False, True, True, True]
+
+
 def test_a_bracket_without_attacks_or_proofs_is_still_drawn() -> None:
     figure = Figure()
-    draw_brackets(figure, a_known(attacked=np.zeros(4, np.bool_), upper=np.full(4, np.inf), reach=0.0), "L2")
+    draw_brackets(figure, a_known(attacked=np.zeros(4, np.bool_), upper=np.full(4, np.inf)), "L2")
     assert [str(line.get_label()) for line in figure.axes[0].lines] == ["proved: r* is at least this"]
     assert figure.axes[0].get_xlabel() == "example, by what is proved"
     figure = Figure()
-    nothing = a_known(attacked=np.zeros(4, np.bool_), upper=np.full(4, np.inf), lower=np.zeros(4), reach=0.0)
+    nothing = a_known(attacked=np.zeros(4, np.bool_), upper=np.full(4, np.inf), lower=np.zeros(4))
     draw_brackets(figure, nothing, "L2")
     assert not figure.axes[0].lines
 
@@ -662,6 +735,7 @@ def test_many_marks_become_pixels() -> None:
         lower=np.linspace(0, 0.1, k),
         upper=np.linspace(0.2, 0.3, k),
         attacked=np.ones(k, np.bool_),
+        budget=np.full(k, 0.4),
     )
     address = picture(lambda figure: draw_brackets(figure, many, "Linf"))
     assert len(address) < 300_000
