@@ -9,7 +9,7 @@ import torch
 from scipy.special import ndtri
 from torch import Tensor
 
-from certify.binomial import GUARD, binomial_test, check_alpha, lower_confidence_bound
+from certify.binomial import GUARD, binomial_test, check_alpha, is_whole, lower_confidence_bound
 from certify.certificate import Certificate, PerExample
 from certify.errors import InputError
 from certify.rng import Stream
@@ -90,7 +90,7 @@ def certified_accuracy(
         certificate: For m examples.
         y: (m,) labels.
         radii: Radii >= 0 in the certificate's norm and units.
-        rho: Failure probability; 0 < rho < 1.
+        rho: Failure probability; 0 < rho <= 0.5, for the band's inequality is proved no further.
 
     Raises:
         InputError: a radius is negative or not finite, `rho` is out of range, or lengths differ.
@@ -182,9 +182,9 @@ def joint_lower_bound(certified: int, examples: int, alpha: float, rho: float) -
     >>> joint_lower_bound(300, 500, alpha=0.001, rho=0.001)
     0.594
     """
-    if examples != int(examples) or examples < 1:
+    if not is_whole(examples) or examples < 1:
         raise InputError(f"need an integer number of examples >= 1; got {examples!r}")
-    if certified != int(certified) or not 0 <= certified <= examples:
+    if not is_whole(certified) or not 0 <= certified <= examples:
         raise InputError(f"need an integer certified with 0 <= certified <= examples = {examples}; got {certified!r}")
     if not 0 <= alpha < 1:
         raise InputError(f"need 0 <= alpha < 1; got {alpha!r}")
@@ -218,7 +218,7 @@ def average_certified_radius(
     Args:
         certificate: For m examples.
         y: (m,) labels.
-        rho: Failure probability; 0 < rho < 1.
+        rho: Failure probability; 0 < rho <= 0.5, as for `certified_accuracy`.
         rng: With a stream, `estimate` is the percentile bootstrap of 5,000 resamples; without, the normal interval.
 
     Raises:

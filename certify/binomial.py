@@ -16,10 +16,15 @@ def _step(p: float) -> float:
     return p * ((1 - p) * GUARD + 2.0**-50)
 
 
+def is_whole(count: float) -> bool:
+    """Whether it is an integer in value; infinity and NaN are none."""
+    return float(count).is_integer()
+
+
 def _check(successes: int, trials: int, alpha: float) -> None:
-    if trials != int(trials) or trials < 1:
+    if not is_whole(trials) or trials < 1:
         raise InputError(f"need an integer trials >= 1; got {trials!r}")
-    if successes != int(successes) or not 0 <= successes <= trials:
+    if not is_whole(successes) or not 0 <= successes <= trials:
         raise InputError(f"need an integer successes with 0 <= successes <= trials = {trials}; got {successes!r}")
     check_alpha(alpha)
 

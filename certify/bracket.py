@@ -38,7 +38,8 @@ def bracket(certificate: Certificate, y: Tensor, upper: Tensor) -> Bracket:
     Args:
         certificate: For n examples.
         y: (n,) labels.
-        upper: (n,) distances of misclassified inputs in the certificate's norm, +inf where none was found.
+        upper: (n,) distances of misclassified inputs in the certificate's norm, +inf where none was found. These inputs
+            must lie in the certificate's region, its box or on its lattice: of others it says nothing.
 
     Raises:
         InputError: shapes differ, or a distance is negative or NaN.
@@ -56,6 +57,7 @@ def bracket(certificate: Certificate, y: Tensor, upper: Tensor) -> Bracket:
         first = int(crossed.argmax())
         raise Contradiction(
             f"{certificate.subject}: example {first} is certified to {lower[first]:.17g} in {certificate.norm}, "
-            f"and misclassified at {found[first]:.17g}; {int(crossed.sum())} such in all"
+            f"and misclassified at {found[first]:.17g}; {int(crossed.sum())} such in all. "
+            f"A counterexample must lie in the certificate's region, the {certificate.region}"
         )
     return Bracket(lower, found, certificate.norm, certificate.subject, crossed)

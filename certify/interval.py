@@ -16,9 +16,9 @@ from torch.nn import functional
 
 from certify.certificate import Certificate
 from certify.errors import InputError, UnsupportedModule
-from certify.layers import Normalize, Residual
+from certify.layers import Normalize, Residual, check_channels
 from certify.threat import Threat
-from certify.verification import certify_predictions
+from certify.verification import certify_predictions, check_logits
 from certify.voting import check_model
 
 _FEW = 32
@@ -155,12 +155,18 @@ def _linear(module: nn.Linear, region: Region) -> Interval:
 
 
 def _row_norms(weight: Tensor, region: Region) -> Tensor | None:
-    """(1, rows) dual norms of the rows of a matrix, or of matrices (n, rows, columns), on a ball's own axes."""
+    """Dual norms of a matrix's rows on a ball's own axes.
+
+    Args:
+        weight: (rows, columns); or (n, rows, columns), for a region of (n, columns).
+        region: Of (n, ..., columns): the matrix is applied along the last axis, and each place has scales of its own.
+
+    Returns: (1 or n, ..., rows), or None for an interval.
+    """
     if not isinstance(region, Ball):
         return None
     order = torch.inf if region.norm == "L1" else 2
-    norms = torch.linalg.vector_norm(weight * region.scale, order, dim=-1)
-    return norms if weight.ndim == 3 else norms[None]
+    return torch.linalg.vector_norm(weight * region.scale.unsqueeze(-2), order, dim=-1)
 
 
 def convolve(module: nn.Conv2d, x: Tensor, weight: Tensor, groups: int | None = None) -> Tensor:
@@ -172,6 +178,8 @@ def convolve(module: nn.Conv2d, x: Tensor, weight: Tensor, groups: int | None = 
 def _conv(module: nn.Conv2d, region: Region) -> Interval:
     if module.padding_mode != "zeros":
         raise UnsupportedModule(f"need padding_mode 'zeros' in Conv2d; got {module.padding_mode!r}")
+    if region.center.ndim != 4:  # torch takes three axes for one image: the batch would become channels
+        raise InputError(f"need images (n, channels, height, width) before Conv2d; got {tuple(region.center.shape)}")
     if region.outward and region.center.device.type != "cpu":
         raise InputError("need the CPU for a convolution with outward rounding: elsewhere its algorithm is not known")
     weight, bias = _parameters(module, region.center)
@@ -223,6 +231,7 @@ def _elementwise(region: Region, shift: Tensor, factor: Tensor, bias: Tensor) ->
 
 
 def _normalize(module: Normalize, region: Region) -> Region:
+    check_channels(module, region.center)
     std = module.std.to(region.center.dtype)
     return _elementwise(region, module.mean, 1 / std, torch.zeros_like(std))
 
@@ -267,6 +276,9 @@ def _leaky_relu(module: nn.LeakyReLU, region: Region) -> Interval:
 
 
 def _average(module: nn.AvgPool2d | nn.AdaptiveAvgPool2d, region: Region) -> Interval:
+    divisor = module.divisor_override if isinstance(module, nn.AvgPool2d) else None
+    if divisor is not None and divisor <= 0:
+        raise UnsupportedModule(f"need AvgPool2d with a divisor > 0; got {divisor}")
     ends = _monotone(module, region)
     if not ends.outward:
         return ends
@@ -301,6 +313,10 @@ def _identity(module: nn.Module, region: Region) -> Region:
 
 def _residual(module: Residual, region: Region) -> Interval:
     a, b = (_through(layers(part), region, None).interval() for part in (module.body, module.shortcut))
+    if a.lower.shape != b.lower.shape:  # a sum that repeats one of them has other derivatives and norms
+        raise UnsupportedModule(
+            f"need a Residual of equal shapes; got {tuple(a.lower.shape)} and {tuple(b.lower.shape)}"
+        )
     lower, upper = a.lower + b.lower, a.upper + b.upper
     return Interval(_down(lower), _up(upper), True) if a.outward else Interval(lower, upper)
 
@@ -448,14 +464,17 @@ class IBP:
 
         Raises:
             UnsupportedModule: a layer has no rule.
+            InputError: the output is not (n, classes).
         """
         region = input_region(x, self.threat, eps, outward=self.outward)
         *parts, last = layers(model)
         if type(last) is not nn.Linear:
             ends = _through([*parts, last], region, visit).interval()
+            check_logits(ends.lower.shape)
             difference = ends.lower.gather(1, y[:, None]) - ends.upper
             return _down(difference) if self.outward else difference
         region = _through(parts, region, visit)
+        check_logits((*region.center.shape[:-1], last.out_features))
         return _merged(last, region, y)
 
     def verified(self, model: nn.Module, x: Tensor, y: Tensor, eps: Tensor | None = None) -> Tensor:
@@ -473,7 +492,7 @@ class IBP:
 
         Raises:
             UnsupportedModule: a layer has no rule.
-            InputError: the model is in training mode.
+            InputError: the model is in training mode, or its output is not (n, classes).
         """
         check_model(model)
         parts = []
@@ -497,7 +516,7 @@ class IBP:
         Returns: Certificate with radius eps where verified, ABSTAIN and 0 elsewhere.
 
         Raises:
-            InputError: training mode, or inputs outside the box.
+            InputError: training mode, inputs outside the box, or an output that is not (n, classes).
             UnsupportedModule: a layer has no rule.
         """
         arithmetic = "exact" if self.outward else "float64, rounding not accounted for"

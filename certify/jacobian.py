@@ -144,9 +144,13 @@ def _activation(module: nn.Module, box: Interval, out: Interval) -> Interval:
 
 def _max_pool(module: nn.MaxPool2d, box: Interval, out: Interval) -> Interval:
     """Each window's derivative goes to a unit that can be its maximum, all of it where no other can be."""
-    kernel, stride, padding = (_pair(v) for v in (module.kernel_size, module.stride, module.padding))
-    if _pair(module.dilation) != (1, 1) or module.ceil_mode:
+    kernel, stride, padding = (pair(v) for v in (module.kernel_size, module.stride, module.padding))
+    if pair(module.dilation) != (1, 1) or module.ceil_mode:
         raise UnsupportedModule("need MaxPool2d without dilation and ceil_mode for derivatives")
+    if box.lower.ndim != 4:
+        raise UnsupportedModule(
+            f"need images (n, channels, height, width) before MaxPool2d for derivatives; got {tuple(box.lower.shape)}"
+        )
     n, channels, *size = box.lower.shape
     settings = {"kernel_size": kernel, "stride": stride}
 
@@ -173,7 +177,8 @@ def _max_pool(module: nn.MaxPool2d, box: Interval, out: Interval) -> Interval:
     return Interval(back(out.lower, lambda g: g.clamp_max(0)), back(out.upper, lambda g: g.clamp_min(0)))
 
 
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+def pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    """Along the height and along the width."""
     return (value, value) if isinstance(value, int) else value
 
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from certify.errors import UnsupportedModule
+
 
 class Normalize(nn.Module):
     """(x - mean) / std per channel: a network's first layer, so that radii are in the units of the input.
@@ -26,6 +28,17 @@ class Normalize(nn.Module):
         """Normalise (n, channels, ...)."""
         shape = (1, -1) + (1,) * (x.ndim - 2)
         return (x - self.mean.view(shape)) / self.std.view(shape)
+
+
+def check_channels(module: Normalize, x: Tensor) -> None:
+    """Refuse a normaliser that copies one channel to many: copies move together, as the axes of a ball need not.
+
+    Raises:
+        UnsupportedModule: the rule is broken.
+    """
+    channels = max(module.mean.numel(), module.std.numel())
+    if channels not in (1, x.shape[1]):
+        raise UnsupportedModule(f"need as many channels as Normalize has, {channels}; got inputs {tuple(x.shape)}")
 
 
 class AblationEncoding(nn.Module):

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from certify.errors import InputError, UnsupportedModule
 from certify.interval import IBP, Interval, batch_norm_factor, convolve, input_region, layers
-from certify.jacobian import Method, around, pull_back, transposed
+from certify.jacobian import Method, around, pair, pull_back, transposed
 from certify.layers import Normalize, Residual
 from certify.threat import Threat
+from certify.verification import check_logits
 from certify.voting import check_inputs, check_model
 
 
@@ -54,11 +55,13 @@ def local_lipschitz(
         x: (n, ...) inputs in the box.
         threat: In Linf or L2; its part in the box for Linf, the whole ball for L2.
         y: (n,) classes of the margins; the predicted ones where None.
-        tighter: A method's `bounds`, such as `CROWN(threat).bounds`, for what goes into each activation; interval
-            bounds hold as well, and the tighter end counts.
+        tighter: (first layers, x in float32) -> bounds on what comes out of them all over the threat around x, for what
+            goes into each activation. The proof rests on them too; interval bounds hold as well, and the tighter end
+            counts.
 
     Raises:
-        InputError: another norm, a model in training mode, or inputs outside the box.
+        InputError: another norm, a model in training mode, inputs outside the box, or an output that is not (n,
+            classes).
         UnsupportedModule: a layer has no rule.
     """
     if threat.norm not in ("Linf", "L2"):
@@ -68,6 +71,7 @@ def local_lipschitz(
     x = x.double()
     with torch.no_grad():
         logits = IBP(threat).bounds(model, x).center
+        check_logits(logits.shape)
         y = logits.argmax(1) if y is None else y
         size = logits.shape[1]
         identity = torch.eye(size, dtype=x.dtype, device=x.device).expand(len(x), size, size)
@@ -134,7 +138,7 @@ def _layer_norm(module: nn.Module, point: Tensor, norm: str) -> float:
         columns = float(transposed(forward, point.shape[1:])(torch.ones_like(forward(point))).max())
         return min(math.sqrt(rows * columns), _reshaped_norm(weight, module.groups))
     if isinstance(module, Normalize):
-        return float(1 / module.std.double().min())
+        return float(1 / module.std.double().abs().min())
     if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
         return float(batch_norm_factor(module, torch.float64).abs().max())
     if isinstance(module, nn.LeakyReLU):
@@ -142,9 +146,10 @@ def _layer_norm(module: nn.Module, point: Tensor, norm: str) -> float:
     if isinstance(module, nn.Sigmoid):
         return 0.25
     if isinstance(module, nn.MaxPool2d):
-        # In L2 an input counts once for each window that it can be the maximum of.
-        kernel, stride = (v if isinstance(v, tuple) else (v, v) for v in (module.kernel_size, module.stride))
-        windows = math.prod(-(-k // s) for k, s in zip(kernel, stride, strict=True))
+        # In L2 an input counts once for each window that it can be the maximum of: tap j of window t meets s t + d j,
+        # so that windows of one input have taps j that are equal modulo s / gcd(s, d).
+        taps = zip(*(pair(v) for v in (module.kernel_size, module.stride, module.dilation)), strict=True)
+        windows = math.prod(-(-k // (s // math.gcd(s, d))) for k, s, d in taps)
         return math.sqrt(windows) if norm == "L2" else 1.0
     if isinstance(module, nn.AvgPool2d | nn.AdaptiveAvgPool2d):
         rows = float(module(torch.ones_like(point)).max())

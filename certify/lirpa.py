@@ -20,10 +20,10 @@ from torch.jit import TracerWarning  # pyright: ignore[reportPrivateImportUsage]
 
 from certify.certificate import Certificate
 from certify.errors import InputError, UnsupportedModule, check_count
-from certify.layers import Normalize
+from certify.layers import Normalize, check_channels
 from certify.lirpa_repairs import auto_lirpa
 from certify.threat import Threat
-from certify.verification import certify_predictions
+from certify.verification import certify_predictions, check_logits
 from certify.voting import check_model
 
 Slopes = Literal["adaptive", "fast_lin", "optimized"]
@@ -218,6 +218,10 @@ class _Network:
         example = example.to(self.like)
         with torch.no_grad():
             expected = model(example.to(next(iter(model.parameters()), example))).to(self.like)
+        check_logits(expected.shape)
+        check_channels(self.normalize, example)
+        if not bool((self.normalize.std > 0).all()):
+            raise UnsupportedModule(f"need std > 0 in Normalize; got {float(self.normalize.std.min()):g}")
         self.classes = expected.shape[1]
         example = self.normalize(example)
         options = {
@@ -316,13 +320,15 @@ def _square(network: nn.Module, example: Tensor) -> bool:
 def _absorb(normalize: Normalize, layers: list[nn.Module]) -> Normalize:
     """Divide the first layer's weights by std where that is the same, so that the normaliser only shifts the ball."""
     first = next((layer for layer in layers if type(layer) is not nn.Flatten), None)
+    channels = len(normalize.std)
     if type(first) is nn.Conv2d and first is layers[0] and first.groups == 1:
         first.weight.div_(normalize.std[:, None, None])
-    elif type(first) is nn.Linear:
-        first.weight.div_(normalize.std.repeat_interleave(first.in_features // len(normalize.std)))
+    # Right behind the normaliser a linear layer meets the channels one by one, or along another axis than theirs.
+    elif type(first) is nn.Linear and (first is not layers[0] or channels in (1, first.in_features)):
+        first.weight.div_(normalize.std.repeat_interleave(first.in_features // channels))
     else:
         return normalize
-    return Normalize(normalize.mean.tolist(), [1.0] * len(normalize.std)).to(normalize.std.device)
+    return Normalize(normalize.mean.tolist(), [1.0] * channels).to(normalize.std.device)
 
 
 def _parse(lirpa: Any, network: nn.Module, example: Tensor, options: dict[str, Any]) -> Any:

@@ -9,7 +9,7 @@ paper assumes eps L_theta_x.
 import torch
 from torch import Tensor, nn
 
-from certify.errors import InputError
+from certify.errors import InputError, UnsupportedModule
 from certify.interval import IBP, Interval, Region, convolve, input_region, layers
 from certify.jacobian import DERIVATIVES, Bounds, Method, around, inputs_of
 from certify.layers import Residual
@@ -30,18 +30,20 @@ def gradient_oscillation(
         x: (n, ...) inputs in the box.
         y: (n,) labels.
         threat: In Linf (within the box), L2 or L1 (the whole ball).
-        tighter: A method's `bounds`, for what goes into each activation; the tighter of both ends counts.
+        tighter: (first layers, x in float32) -> bounds on what comes out of them all over the threat around x, for what
+            goes into each activation. The proof rests on them too; of them and of intervals the tighter end counts.
 
     Returns: (n,) float64.
 
     Raises:
         InputError: a model in training mode, inputs outside the box, or shapes that do not fit.
-        UnsupportedModule: a layer has no rule.
+        UnsupportedModule: a layer has no rule, or a parameter is in two places.
     """
     check_inputs(x, threat.box)
     check_model(model)
     if y.shape != (len(x),):
         raise InputError(f"need y of shape ({len(x)},); got {tuple(y.shape)}")
+    _check_places(model)
     squares = []
     with torch.no_grad():
         for i in range(len(x)):  # One example at a time: a layer's gradient has the size of its weight.
@@ -51,6 +53,18 @@ def gradient_oscillation(
             out = Interval((error.lower - shift)[:, None], (error.upper - shift)[:, None])
             squares.append(_widths(list(layers(model)), input_region(point, threat), out, around(tighter, point))[1])
     return torch.stack(squares).sqrt()
+
+
+def _check_places(model: nn.Module) -> None:
+    """Refuse a parameter in two places: its gradient is the sum of theirs, whose widths add up, not their squares.
+
+    Raises:
+        UnsupportedModule: the rule is broken.
+    """
+    names: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if (first := names.setdefault(id(parameter), name)) != name:
+            raise UnsupportedModule(f"need each parameter in one place; got one in two, {first} and {name}")
 
 
 def _softmax(model: nn.Module, point: Tensor, threat: Threat) -> Interval:
@@ -87,12 +101,14 @@ def _own_widths(module: nn.Module, box: Interval, out: Interval) -> Tensor:
     width = out.upper - out.lower
     total = out.lower.new_zeros(())
     if module.bias is not None:
-        total = (width.flatten(2).sum(2) if width.ndim > 2 else width).square().sum()
+        # One entry per output, a sum over positions: a linear layer has its outputs along the last axis.
+        outputs = -1 if isinstance(module, nn.Linear) else 1
+        total = width.movedim(outputs, 0).flatten(1).sum(1).square().sum()
 
     def of(h: Tensor, g: Tensor) -> Tensor:
         """The weight's gradient, for input h and gradient g of the output."""
         if isinstance(module, nn.Linear):
-            return g[0, :, None] * h
+            return g.flatten(0, -2).T @ h.flatten(0, -2)
         with torch.enable_grad():
             weight = torch.zeros_like(module.weight, dtype=h.dtype).requires_grad_()
             (gradient,) = torch.autograd.grad(convolve(module, h, weight), weight, g)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from certify.errors import InputError, check_count
 from certify.interval import RULES, Interval, layers
+from certify.verification import check_logits
 from certify.voting import check_model
 
 Bounds = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
@@ -65,7 +66,7 @@ def interval_bounds(model: nn.Module, lower: Tensor, upper: Tensor, rows: Tensor
     Returns: (n, k) float64. Without `outward` a last linear layer is merged with the rows.
 
     Raises:
-        InputError: the model is in training mode.
+        InputError: the model is in training mode, or its output is not (n, classes).
         UnsupportedModule: a layer has no rule.
 
     Source: Gowal et al. (2018), section 3.2.
@@ -82,6 +83,7 @@ def interval_bounds(model: nn.Module, lower: Tensor, upper: Tensor, rows: Tensor
         region = Interval(lower.double(), upper.double(), outward)
         for layer in [*parts, head]:
             region = RULES[type(layer)](layer, region)
+        check_logits(region.center.shape)
         return region.interval().lower
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from certify.binomial import GUARD
 from certify.certificate import ABSTAIN, Certificate
 from certify.errors import InputError
-from certify.noise import Gaussian
+from certify.noise import Gaussian, Laplace
 from certify.rng import Stream
 from certify.smoothing import Smoothing
 from certify.threat import Box
@@ -24,6 +24,8 @@ from certify.voting import BaseClassifier
 
 _ORDERS = (math.log(0.05), math.log(20.0))
 _LEAST_P_B = 1e-300
+_LEAST_EPSILON = 1e-9
+_LEAST_SHIFT = 1e-20
 
 
 def _check(p_a: float, p_b: float | None, scale: float) -> float:
@@ -39,6 +41,11 @@ def _maximise(value: Callable[[float], float], low: float, high: float) -> float
     """The value at the best point found: of a lower bound any point gives a true one, the best gives the largest."""
     found = minimize_scalar(lambda u: -value(u), bounds=(low, high), method="bounded", options={"xatol": 1e-10})
     return max(value(float(found.x)), value(low), value(high))
+
+
+def _rounded_down(radius: float, tight: float) -> float:
+    """A bound computed in floats; where rounding leaves little of it, the largest radius that is true is smaller."""
+    return min(radius * (1 - GUARD), tight)
 
 
 def renyi_radius(p_a: float, p_b: float | None, sigma: float) -> float:
@@ -64,7 +71,8 @@ def renyi_radius(p_a: float, p_b: float | None, sigma: float) -> float:
     1.03192956
     """
     p_b = _check(p_a, p_b, sigma)
-    if p_a <= p_b:
+    tight = Gaussian(sigma).radius(p_a, p_b)
+    if tight == 0:
         return 0.0
     low, high = math.log(max(p_b, _LEAST_P_B)), math.log(p_a)
     rest = 1 - p_a - p_b
@@ -81,7 +89,7 @@ def renyi_radius(p_a: float, p_b: float | None, sigma: float) -> float:
         kept = rest + 2 * math.exp(mean)
         return -2 / order * math.log(kept) if kept > 0 else 0.0
 
-    return sigma * math.sqrt(max(0.0, _maximise(squared, *_ORDERS))) * (1 - GUARD)
+    return _rounded_down(sigma * math.sqrt(max(0.0, _maximise(squared, *_ORDERS))), tight)
 
 
 def pixeldp_radius(p_a: float, p_b: float | None, sigma: float) -> float:
@@ -95,7 +103,7 @@ def pixeldp_radius(p_a: float, p_b: float | None, sigma: float) -> float:
         sigma: Standard deviation of the noise.
 
     Returns: Radius >= 0, rounded down: the largest L = sigma * epsilon / sqrt(2 ln(1.25 / delta)) with epsilon <= 1 and
-        p_a >= exp(2 epsilon) p_b + (1 + exp(epsilon)) delta.
+        p_a >= exp(2 epsilon) p_b + (1 + exp(epsilon)) delta; 0.0 where that takes epsilon <= 1e-9.
 
     Raises:
         InputError: a probability or sigma is out of range.
@@ -103,15 +111,16 @@ def pixeldp_radius(p_a: float, p_b: float | None, sigma: float) -> float:
     Source: Lecuyer et al. (2019), proposition 1.
     """
     p_b = _check(p_a, p_b, sigma)
-    if p_a <= p_b:
+    tight = Gaussian(sigma).radius(p_a, p_b)
+    largest = min(1.0, math.log(p_a / p_b) / 2) if 0 < p_b < p_a else 1.0
+    if tight == 0 or largest <= _LEAST_EPSILON:
         return 0.0
-    largest = min(1.0, math.log(p_a / p_b) / 2) if p_b > 0 else 1.0
 
     def radius(epsilon: float) -> float:
         delta = (p_a - math.exp(2 * epsilon) * p_b) / (1 + math.exp(epsilon))
         return sigma * epsilon / math.sqrt(2 * math.log(1.25 / delta)) if delta > 0 else 0.0
 
-    return _maximise(radius, 1e-9, largest) * (1 - GUARD)
+    return _rounded_down(_maximise(radius, _LEAST_EPSILON, largest), tight)
 
 
 def hockey_stick_radius(p_a: float, p_b: float | None, sigma: float) -> float:
@@ -133,7 +142,8 @@ def hockey_stick_radius(p_a: float, p_b: float | None, sigma: float) -> float:
     Source: Dvijotham et al. (2020), section 4, with one divergence.
     """
     p_b = _check(p_a, p_b, sigma)
-    if p_a <= p_b:
+    tight = Gaussian(sigma).radius(p_a, p_b)
+    if tight == 0:
         return 0.0
     loss = 1 - p_a + p_b
     if loss <= 0:
@@ -147,12 +157,12 @@ def hockey_stick_radius(p_a: float, p_b: float | None, sigma: float) -> float:
     def certifies(shift: float) -> bool:
         return _maximise(lambda u: room(shift, u), 0.0, -math.log(loss)) > 0
 
-    # It never exceeds the tight radius, (PhiInv(p_a) - PhiInv(p_b)) / 2.
+    # It never exceeds the tight radius, (PhiInv(p_a) - PhiInv(p_b)) / 2, which is smaller than this.
     low, high = 0.0, 1.0 - float(ndtri(max(p_b, _LEAST_P_B)))
-    while high - low > 1e-12 * high:
+    while high - low > 1e-12 * high and high > _LEAST_SHIFT:
         middle = (low + high) / 2
         low, high = (middle, high) if certifies(middle) else (low, middle)
-    return sigma * low * (1 - GUARD)
+    return _rounded_down(sigma * low, tight)
 
 
 def li_laplace_radius(p_a: float, p_b: float | None, scale: float) -> float:
@@ -176,7 +186,7 @@ def li_laplace_radius(p_a: float, p_b: float | None, scale: float) -> float:
     kept = 1 - p_a + p_b
     if p_a <= p_b:
         return 0.0
-    return -scale * math.log(kept) * (1 - GUARD) if kept > 0 else math.inf
+    return _rounded_down(-scale * math.log(kept) if kept > 0 else math.inf, Laplace(scale).radius(p_a, p_b))
 
 
 def pixeldp_laplace_radius(p_a: float, p_b: float | None, scale: float) -> float:
@@ -199,7 +209,8 @@ def pixeldp_laplace_radius(p_a: float, p_b: float | None, scale: float) -> float
     p_b = _check(p_a, p_b, scale)
     if p_a <= p_b:
         return 0.0
-    return scale / 2 * math.log(p_a / p_b) * (1 - GUARD) if p_b > 0 else math.inf
+    radius = scale / 2 * math.log(p_a / p_b) if p_b > 0 else math.inf
+    return _rounded_down(radius, Laplace(scale).radius(p_a, p_b))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,13 @@
 """What deterministic methods share: what they must offer, and the certificate of what they verified."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from certify.certificate import ABSTAIN, Certificate, Deterministic
+from certify.errors import InputError
 from certify.threat import Threat
 from certify.voting import check_inputs, check_model
 
@@ -32,10 +34,26 @@ class Verifier(Protocol):
         ...
 
 
+def check_logits(shape: Sequence[int]) -> None:
+    """Refuse a network's output that is not one row of logits per input.
+
+    Raises:
+        InputError: the rule is broken.
+    """
+    if len(shape) != 2:
+        raise InputError(f"need a network with logits (n, classes); got {tuple(shape)}")
+
+
 def predict(model: nn.Module, x: Tensor, batch: int) -> Tensor:
-    """(n,) int64: the model's own prediction."""
+    """(n,) int64: the model's own prediction.
+
+    Raises:
+        InputError: its output is not (n, classes).
+    """
     with torch.no_grad():
-        return torch.cat([model(part).argmax(1) for part in x.split(batch)])
+        logits = [model(part) for part in x.split(batch)]
+    check_logits(logits[0].shape)
+    return torch.cat([z.argmax(1) for z in logits])
 
 
 def certify_predictions(method: Verifier, model: nn.Module, x: Tensor, arithmetic: str) -> Certificate:
@@ -52,7 +70,7 @@ def certify_predictions(method: Verifier, model: nn.Module, x: Tensor, arithmeti
     Returns: Certificate with radius eps where verified, ABSTAIN and 0 elsewhere.
 
     Raises:
-        InputError: training mode, or inputs outside the box.
+        InputError: training mode, inputs outside the box, or an output that is not (n, classes).
         UnsupportedModule: as the method does.
     """
     threat = method.threat

@@ -80,7 +80,7 @@ class AttackResults:
     """The stored rows of one run of attacks, in order of example.
 
     Attributes:
-        settings: What determined the numbers.
+        settings: What determined the numbers; for versions other than torch's see `Store.sessions`.
         rows: The rows of all sessions.
     """
 
@@ -153,12 +153,13 @@ def open_attack_run(
 
     Args:
         store: Open for writing.
-        settings: Everything that determines the numbers, as plain values.
+        settings: What determines the numbers but for versions of packages other than torch, as plain values.
         environment: Versions and hardware, recorded for each session.
         add: Allow a further run of attacks with other settings beside those in the store.
 
     Raises:
-        InputError: the store holds other settings and `add` was not asked for; the message names what differs.
+        InputError: the store holds other settings and `add` was not asked for, and the message names what differs; or
+            it holds a run of certificates with these.
     """
     return AttackRun(store, *store.begin("attack", settings, environment, add=add))
 

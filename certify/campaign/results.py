@@ -59,7 +59,7 @@ class Results:
     """The stored rows of one run, in order of example.
 
     Attributes:
-        settings: What determined the numbers.
+        settings: What determined the numbers; for versions other than torch's see `Store.sessions`.
         certificate: Rebuilt from the rows.
         example: (m,) ids in the data set.
         label: (m,) int64.

@@ -3,8 +3,9 @@
 import os
 import platform
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,19 @@ from certify.voting import BaseClassifier, Execution
 
 Method = Callable[..., Certificate]
 
+_OPTIONAL = "auto-LiRPA"
+
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Versions and hardware of this process, for the record."""
-    packages = ("robust-radius", "torch", "numpy", "scipy")
+    """Versions and hardware of this process, for the record: all packages that compute numbers.
+
+    Of them a run's settings name torch alone: a new version of another one goes on with a run, and its rows say so.
+    auto_LiRPA, without which most methods do, is named where it is installed.
+    """
+    packages = ["robust-radius", "torch", "numpy", "scipy"]
+    with suppress(PackageNotFoundError):
+        version(_OPTIONAL)
+        packages.append(_OPTIONAL)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "python": platform.python_version(),

@@ -10,7 +10,7 @@ APPLICATION_ID = 0x52_52_61_64  # "RRad"
 _SCHEMA_1 = """
 CREATE TABLE run (
     id INTEGER PRIMARY KEY,
-    settings TEXT NOT NULL UNIQUE,  -- JSON: everything that determines the numbers
+    settings TEXT NOT NULL UNIQUE,  -- JSON: what determines the numbers, but for versions other than torch's
     header TEXT                     -- JSON: Certificate.header(), known with the first rows
 );
 CREATE TABLE session (

@@ -1,4 +1,8 @@
-"""One SQLite file of certificates: a row per example and run, each run with everything that determined its numbers.
+"""One SQLite file of certificates: a row per example and run, each run with the settings that determined its numbers.
+
+Settings say what was computed, and on which torch: rows of one run have all of them in common. This package, numpy,
+scipy and auto_LiRPA may round otherwise, or may have been mended, in another version; which ones computed a row is on
+record with its session, as its environment, and a run goes on when they change.
 
 Every row carries a digest of its cells and of its run's settings and header (see `schema`): what changed on the disk is
 found, and `salvage` takes the rest over.
@@ -147,12 +151,13 @@ class Store:
         """Start or resume the run with exactly these settings.
 
         Args:
-            settings: Everything that determines the numbers, as plain values.
+            settings: What determines the numbers but for versions of packages other than torch, as plain values.
             environment: Versions and hardware, recorded for each session.
             add: Allow a further run with other settings beside those in the store.
 
         Raises:
-            InputError: the store holds other settings and `add` was not asked for; the message names what differs.
+            InputError: the store holds other settings and `add` was not asked for, and the message names what differs;
+                or it holds a run of another kind with these.
         """
         return Run(self, *self.begin("certificate", settings, environment, add=add))
 
@@ -162,6 +167,9 @@ class Store:
         """Record a session of a run of this kind, new or resumed; see `open_run`. Other kinds do not count as others.
 
         Returns: The numbers of the run and of the session.
+
+        Raises:
+            InputError: as for `open_run`.
         """
         text = json.dumps(settings, sort_keys=True)
         with self._writing():
@@ -171,6 +179,11 @@ class Store:
                     with self._rebuilding():
                         old = dict(json.loads(held[-1][0]))
                     raise InputError(self._difference(settings, old))
+                if other := self._db.execute("SELECT kind FROM run WHERE settings = ?", (text,)).fetchone():
+                    raise InputError(
+                        f"the store {self.path} already holds a run of kind {other[0]!r} with exactly these settings; "
+                        f"need settings that tell a run of kind {kind!r} from it, or another store"
+                    )
                 self._db.execute("INSERT INTO run (settings, kind) VALUES (?, ?)", (text, kind))
             (run,) = self._db.execute("SELECT id FROM run WHERE settings = ?", (text,)).fetchone()
             started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

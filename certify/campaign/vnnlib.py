@@ -10,6 +10,7 @@ import gzip
 import itertools
 import math
 import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ def read_vnnlib(path: str | Path, shape: Sequence[int] | None = None) -> list[Ca
     try:
         text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8")
         return parse_vnnlib(text, shape)
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path} is not a text file: {error}") from error
     except InputError as error:
         raise InputError(f"{path}: {error}") from error

@@ -8,6 +8,7 @@ from scipy.special import ndtri
 from statsmodels.stats.proportion import proportion_confint
 
 from certify import Gaussian, InputError, lower_confidence_bound, upper_confidence_bound
+from certify.accuracy import joint_lower_bound
 from certify.binomial import GUARD, binomial_test, fewest_votes
 
 # (k, n, alpha) -> bound and normal quantile, to every digit of the published-by-specification table.
@@ -101,12 +102,23 @@ def test_bounds_are_monotone() -> None:
         (1, 10, 0.0, "need 0 < alpha < 1; got 0.0"),
         (1, 10, 1.5, "need 0 < alpha < 1; got 1.5"),
         (1, 10, float("nan"), "need 0 < alpha < 1; got nan"),
+        (math.nan, 10, 0.1, "integer successes .*; got nan"),
+        (math.inf, 10, 0.1, "integer successes .*; got inf"),
+        (1, math.nan, 0.1, "integer trials >= 1; got nan"),
+        (1, math.inf, 0.1, "integer trials >= 1; got inf"),
+        (1, 10.5, 0.1, "integer trials >= 1; got 10.5"),
     ],
 )
 def test_misuse(k: int, n: int, alpha: float, rule: str) -> None:
     for bound in (lower_confidence_bound, upper_confidence_bound):
         with pytest.raises(InputError, match=rule):
             bound(k, n, alpha)
+
+
+def test_counts_of_examples_are_checked_likewise() -> None:
+    for certified, examples, rule in ((math.nan, 10, "integer certified"), (1, math.inf, "integer number of examples")):
+        with pytest.raises(InputError, match=rule):
+            joint_lower_bound(certified, examples, alpha=0.001, rho=0.05)  # type: ignore[arg-type]
 
 
 def test_binomial_test_is_exact() -> None:

@@ -1,9 +1,12 @@
 """Lower and upper bounds meet, or contradict."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from certify import ABSTAIN, Certificate, Contradiction, Deterministic, InputError, PerExample, bracket
+from certify.threat import Region
 
 
 def certificate(guarantee: Deterministic | PerExample) -> Certificate:
@@ -37,6 +40,14 @@ def test_a_counterexample_inside_contradicts(distance: float) -> None:
     ):
         bracket(certificate(Deterministic()), Y, upper)
     assert bracket(certificate(PerExample(0.001)), Y, upper).crossed.tolist() == [True, False, False, False]
+
+
+@pytest.mark.parametrize("region", ["ball", "box", "lattice"])
+def test_a_contradiction_names_the_region(region: Region) -> None:
+    """An input outside the box refutes nothing that was said of the box: the reader must know what was."""
+    upper = torch.tensor([0.25, 1.0, 1.0, 1.0])
+    with pytest.raises(Contradiction, match=rf"counterexample must lie in the certificate's region, the {region}$"):
+        bracket(replace(certificate(Deterministic()), region=region), Y, upper)
 
 
 def test_refuses() -> None:

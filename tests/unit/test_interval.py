@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from certify import ABSTAIN, Deterministic, InputError, Threat, UnsupportedModule
 from certify.interval import IBP, RULES, layers
 from certify.layers import Normalize, Residual
+from certify.lirpa import CROWN
 
 NORMS = ("Linf", "L2", "L1")
 
@@ -72,7 +73,21 @@ def norm_first() -> nn.Module:
     )
 
 
-NETWORKS: list[Callable[[], nn.Module]] = [mixed, mixed_head_less, activation_first, norm_first]
+def unflattened() -> nn.Module:
+    """Linear layers along the last axis of images: each channel has a scale of its own, and all of them one weight."""
+    return nn.Sequential(
+        Normalize([0.1, 0.5], [3.0, 0.2]),
+        nn.Linear(6, 6),
+        nn.LeakyReLU(0.1),
+        Residual(nn.Sequential(nn.Linear(6, 6, bias=False), nn.Tanh()), nn.Identity()),
+        nn.MaxPool2d(2),
+        nn.Linear(3, 4),
+        nn.Flatten(),
+        nn.Linear(24, 3),
+    )
+
+
+NETWORKS: list[Callable[[], nn.Module]] = [mixed, mixed_head_less, activation_first, norm_first, unflattened]
 
 
 def images(n: int, seed: int) -> Tensor:
@@ -86,7 +101,7 @@ def points_in_ball(x: Tensor, threat: Threat, count: int, seed: int) -> Tensor:
     if threat.norm == "Linf":
         d[: count // 2] = d[: count // 2].sign()
     elif threat.norm == "L2":
-        d /= torch.linalg.vector_norm(d.flatten(2), dim=2).view(count, -1, 1, 1, 1)
+        d /= torch.linalg.vector_norm(d.flatten(2), dim=2).view(count, -1, *[1] * (x.ndim - 1))
     else:
         flat = d.flatten(2)
         keep = torch.nn.functional.one_hot(flat.abs().argmax(2), flat.shape[2])
@@ -156,6 +171,10 @@ def matrix_of(module: nn.Module, x: Tensor) -> Tensor:
         lambda: nn.Sequential(Normalize([0.2, 0.3], [0.5, 2.0]), nn.Conv2d(2, 4, (3, 2), 2, (1, 1), 1, groups=2)),
         lambda: nn.Sequential(nn.Conv2d(2, 3, 3, padding="same", dilation=2)),
         lambda: nn.Sequential(nn.Conv2d(2, 3, 5, padding=4, bias=False)),
+        # Along the last axis, of 6: outputs as many as channels, as many as inputs, and neither.
+        lambda: nn.Sequential(Normalize([0.2, 0.3], [0.5, 2.0]), nn.Linear(6, 2)),
+        lambda: nn.Sequential(Normalize([0.2, 0.3], [0.5, 2.0]), nn.Linear(6, 6, bias=False)),
+        lambda: nn.Sequential(nn.BatchNorm2d(2), nn.Linear(6, 5)),
     ],
 )
 def test_the_first_affine_layer_is_exact_in_the_dual_norm(make: Callable[[], nn.Module], norm: Any) -> None:
@@ -168,6 +187,85 @@ def test_the_first_affine_layer_is_exact_in_the_dual_norm(make: Callable[[], nn.
     expected = (eps / 0.3)[:, None] * reach
     torch.testing.assert_close((ends.upper - ends.lower).flatten(1) / 2, expected, rtol=1e-10, atol=1e-13)
     torch.testing.assert_close(ends.center, model(x), rtol=1e-10, atol=1e-12)
+
+
+def worst_points(model: nn.Module, x: Tensor, threat: Threat) -> list[Tensor]:
+    """Per logit and sign, the end of the ball that the gradient at x points to: for an affine network the worst one."""
+    found = []
+    for k in range(model(x).shape[1]):
+        leaf = x.clone().requires_grad_()
+        (g,) = torch.autograd.grad(model(leaf)[:, k].sum(), leaf)
+        flat = g.flatten(1)
+        if threat.norm == "L1":
+            flat = flat.sign() * torch.nn.functional.one_hot(flat.abs().argmax(1), flat.shape[1])
+        else:
+            flat = flat.sign() if threat.norm == "Linf" else flat / flat.norm(dim=1, keepdim=True).clamp_min(1e-300)
+        found += [x + sign * threat.eps * flat.view_as(x) for sign in (-1, 1)]
+    return found
+
+
+ROWS: dict[str, Callable[[], nn.Module]] = {
+    "square": lambda: nn.Sequential(Normalize([0.0, 0.3], [1.0, 0.1]), nn.Linear(6, 2), nn.Flatten(), nn.Linear(4, 3)),
+    "normalize": lambda: nn.Sequential(
+        Normalize([0.2, 0.3], [0.1, 2.0]), nn.Linear(6, 4), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)
+    ),
+    "batch norm": lambda: nn.Sequential(
+        nn.BatchNorm1d(2), nn.Linear(6, 2), nn.Tanh(), nn.BatchNorm1d(2), nn.Flatten(), nn.Linear(4, 3)
+    ),
+    "residual": lambda: nn.Sequential(
+        Normalize([0.2, 0.3], [0.1, 2.0]),
+        Residual(nn.Linear(6, 6), nn.Sequential(nn.Linear(6, 6), nn.Sigmoid())),
+        nn.Flatten(),
+        nn.Linear(12, 3),
+    ),
+    "activation first": lambda: nn.Sequential(nn.LeakyReLU(0.2), nn.Linear(6, 2), nn.Flatten(), nn.Linear(4, 3)),
+    "max pool": lambda: nn.Sequential(
+        Normalize([0.2, 0.3], [0.1, 2.0]), nn.MaxPool2d((1, 2)), nn.Linear(3, 2), nn.Flatten(), nn.Linear(4, 3)
+    ),
+    "average": lambda: nn.Sequential(
+        nn.BatchNorm1d(2), nn.AvgPool2d((1, 2)), nn.Linear(3, 2), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4, 3)
+    ),
+}
+"""Networks on (n, 2, 6) that are flattened late."""
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("make", ROWS.values(), ids=ROWS)
+def test_layers_on_inputs_that_are_not_flattened(make: Callable[[], nn.Module], norm: Any) -> None:
+    """Sampled and worst points; and at eps 0 it is the model."""
+    y = torch.tensor([0, 2])
+    for seed in range(4):
+        model = random_(make(), seed)
+        x = torch.rand(2, 2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + 1))
+        torch.testing.assert_close(IBP(Threat(norm, 0.0)).bounds(model, x).lower, model(x), rtol=0, atol=1e-12)
+        for eps, outward in ((0.02, True), (0.3, False)):
+            threat = Threat(norm, eps, box=None)
+            ends, margins = (
+                getattr(IBP(threat, outward=outward), name)(model, x, *more)
+                for name, more in (("bounds", ()), ("margins", (y,)))
+            )
+            for z in [*points_in_ball(x, threat, 40, seed + 2), *worst_points(model, x, threat)]:
+                logits = model(z)
+                assert (logits >= ends.lower - 1e-12).all()
+                assert (logits <= ends.upper + 1e-12).all()
+                assert (logits.gather(1, y[:, None]) - logits >= margins - 2e-12).all()
+
+
+@pytest.mark.parametrize("outward", [False, True])
+@pytest.mark.parametrize("norm", ["L2", "L1"])
+def test_a_channel_of_small_deviation_reaches_farther(norm: Any, outward: bool) -> None:
+    """The logits differ by 10 times the second channel's first value, minus 4: at 0.5 class 0, at 0.35 class 1."""
+    layers = (nn.Linear(2, 2, bias=False), nn.Flatten(), nn.Linear(4, 2))
+    model = nn.Sequential(Normalize([0.0, 0.0], [1.0, 0.1]), *layers).eval().requires_grad_(False)
+    model[1].weight[:] = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    model[3].weight[:] = torch.tensor([[0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    model[3].bias[:] = torch.tensor([-4.0, 0.0])
+    x = torch.full((1, 2, 2), 0.5)
+    near = x.clone()
+    near[0, 1, 0] -= 0.15
+    assert [int(model(t).argmax(1)) for t in (x, near)] == [0, 1]
+    assert IBP(Threat(norm, 0.2), outward=outward)(model, x).prediction.tolist() == [ABSTAIN]
+    assert IBP(Threat(norm, 0.099), outward=outward)(model, x).prediction.tolist() == [0]  # exact: the margin is 0.01
 
 
 @pytest.mark.parametrize("norm", ["L2", "L1"])
@@ -240,8 +338,11 @@ def exact(model: nn.Module, values: list[Fraction]) -> list[Fraction]:
         if isinstance(part, nn.Linear):
             weight = [[Fraction(float(w)) for w in row] for row in part.weight]
             bias = [Fraction(float(b)) for b in part.bias]
+            parts = [values[i : i + part.in_features] for i in range(0, len(values), part.in_features)]
             values = [
-                b + sum(w * v for w, v in zip(row, values, strict=True)) for row, b in zip(weight, bias, strict=True)
+                b + sum(w * v for w, v in zip(row, along, strict=True))
+                for along in parts
+                for row, b in zip(weight, bias, strict=True)
             ]
         elif isinstance(part, nn.ReLU):
             values = [max(v, Fraction(0)) for v in values]
@@ -302,9 +403,16 @@ def small_images() -> nn.Module:
     )
 
 
+def rows_first() -> nn.Module:
+    """A linear layer along the last axis."""
+    return random_(
+        nn.Sequential(Normalize([0.1], [0.3]), nn.Linear(3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(6, 3)), 19
+    )
+
+
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("eps", [0.0, 1e-15, 1e-3])
-@pytest.mark.parametrize("make", [cancelling, shifted, shifted_box, small_images])
+@pytest.mark.parametrize("make", [cancelling, shifted, shifted_box, small_images, rows_first])
 def test_outward_bounds_contain_exact_arithmetic(make: Callable[[], nn.Module], eps: float, norm: Any) -> None:
     model, threat = make(), Threat(norm, eps, box=None)
     x = torch.rand(6, 1, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(13))
@@ -370,11 +478,57 @@ class Wrapped(nn.Sequential):
         (nn.Flatten(2), "need Flatten"),
         (nn.BatchNorm2d(1, track_running_stats=False), "need BatchNorm2d in evaluation mode, with running statistics"),
         (Residual(nn.GELU(), nn.Identity()), "no interval rule for GELU"),
+        (nn.AvgPool2d(2, divisor_override=-4), "need AvgPool2d with a divisor > 0; got -4"),
+        (Normalize([0.0, 0.0], [1.0, 1.0]), r"need as many channels as Normalize has, 2; got inputs \(1, 1, 2, 2\)"),
+        (Residual(nn.Linear(2, 1), nn.Identity()), r"need a Residual of equal shapes; got \(1, 1, 2, 1\) and \(1, 1,"),
     ],
 )
 def test_a_layer_without_a_rule_is_refused_by_name(module: nn.Module, message: str) -> None:
     with pytest.raises(UnsupportedModule, match=message):
         IBP(Threat("Linf", 0.1)).bounds(nn.Sequential(module).eval(), torch.rand(1, 1, 2, 2))
+
+
+@pytest.mark.parametrize("method", [IBP(Threat("L2", 0.1)), CROWN(Threat("L2", 0.1)), CROWN(Threat("Linf", 0.1))])
+def test_a_normaliser_that_copies_a_channel_is_refused(method: Any) -> None:
+    """Its copies move together: sqrt(2) times as far as one of them, where the ball would let each go its own way."""
+    model = nn.Sequential(Normalize([0.0, 0.0], [1.0, 1.0]), nn.Flatten(), nn.Linear(4, 2)).eval()
+    x = torch.rand(3, 1, 2, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(UnsupportedModule, match=r"need as many channels as Normalize has, 2; got inputs \(3, 1, 2\)"):
+        method(model, x)
+    one = nn.Sequential(Normalize([0.5], [2.0]), nn.Flatten(), nn.Linear(4, 2)).eval()  # one for all channels is fine
+    assert len(method(one, torch.rand(3, 2, 2, generator=torch.Generator().manual_seed(0)))) == 3
+
+
+def test_linear_bounds_need_a_positive_deviation() -> None:
+    """Divided by a negative one the ends of a box change places. Interval rules see to that."""
+    model = random_(nn.Sequential(Normalize([0.5, 0.4], [1.0, 1.0]), nn.ReLU(), nn.Linear(2, 2)), 20).float()
+    model[0].std[:] = torch.tensor([-0.5, 1.0])
+    x, y = torch.full((1, 2), 0.5), torch.tensor([0])
+    with pytest.raises(UnsupportedModule, match=r"need std > 0 in Normalize; got -0\.5"):
+        CROWN(Threat("Linf", 0.1)).margins(model, x, y)
+    margins = IBP(Threat("Linf", 0.1)).margins(model, x, y)
+    logits = model(torch.tensor([[a, b] for a in (0.4, 0.6) for b in (0.4, 0.6)]))
+    assert (logits[:, :1] - logits >= margins - 1e-6).all()
+
+
+def test_a_network_must_give_logits() -> None:
+    """A linear layer along the last axis gives each channel logits of its own: no classifier."""
+    x, y = torch.rand(2, 2, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1])
+    for last in (nn.Linear(8, 2), nn.Sequential(nn.Linear(8, 2), nn.Tanh())):
+        model = nn.Sequential(last).eval()
+        for norm in NORMS:
+            method = IBP(Threat(norm, 0.1))
+            for call in (lambda m=method, f=model: m(f, x), lambda m=method, f=model: m.margins(f, x, y)):
+                with pytest.raises(InputError, match=r"need a network with logits \(n, classes\); got \(2, 2, 2\)"):
+                    call()
+    with pytest.raises(InputError, match=r"need a network with logits \(n, classes\); got \(2, 2, 2\)"):
+        CROWN(Threat("Linf", 0.1)).margins(nn.Sequential(nn.Linear(8, 2)).eval(), x, y)
+
+
+def test_a_convolution_needs_a_batch_of_images() -> None:
+    """Torch would take the batch for channels, and the network mix the examples."""
+    with pytest.raises(InputError, match=r"need images \(n, channels, height, width\) before Conv2d; got \(2, 3, 3\)"):
+        IBP(Threat("Linf", 0.1)).bounds(nn.Sequential(nn.Conv2d(2, 2, 1)).eval(), torch.rand(2, 3, 3))
 
 
 def test_a_hook_could_change_what_a_layer_computes() -> None:

@@ -16,7 +16,7 @@ from certify.interval import IBP, Interval
 from certify.layers import Normalize, Residual
 from certify.lipschitz import local_lipschitz, norm_product
 from certify.oscillation import gradient_oscillation
-from tests.unit.test_interval import images, mixed, norm_first, points_in_ball, random_
+from tests.unit.test_interval import ROWS, images, mixed, norm_first, points_in_ball, random_, unflattened
 
 
 def relu_net() -> nn.Module:
@@ -36,7 +36,7 @@ def relu_net() -> nn.Module:
     )
 
 
-NETWORKS: list[Callable[[], nn.Module]] = [mixed, relu_net, norm_first]
+NETWORKS: list[Callable[[], nn.Module]] = [mixed, relu_net, norm_first, unflattened]
 ORDER = {"Linf": 1, "L2": 2}
 
 
@@ -123,6 +123,10 @@ def test_the_jacobian_at_sampled_points_is_below_both_bounds(
         nn.Conv2d(2, 3, (1, 2), dilation=2, padding=1),
         nn.MaxPool2d(3, stride=2),
         nn.MaxPool2d(2),
+        nn.MaxPool2d(2, stride=2, dilation=2),
+        nn.MaxPool2d((2, 3), stride=(4, 2), dilation=(2, 1), padding=1),
+        nn.MaxPool2d(2, stride=3, dilation=3),
+        nn.Linear(6, 3),
         nn.AvgPool2d(3, stride=1, padding=1),
         nn.AdaptiveAvgPool2d(1),
         Normalize([0.0, 0.1], [0.2, 3.0]),
@@ -148,6 +152,25 @@ def test_overlapping_windows_count_an_input_more_than_once() -> None:
     matrix = torch.autograd.functional.jacobian(lambda t: pool(t[None]).flatten(), x).flatten(1)  # type: ignore[union-attr]
     assert float(operator_norm(matrix[None], "L2")) == pytest.approx(2.0)
     assert norm_product(pool, x.shape, "L2") == 2.0
+
+
+@pytest.mark.parametrize(
+    ("pool", "expected"),
+    [
+        (nn.MaxPool2d(2, stride=2, dilation=2), 2.0),
+        (nn.MaxPool2d(2, stride=1, dilation=2), 2.0),
+        (nn.MaxPool2d((3, 2), stride=(4, 2), dilation=(2, 1)), 2**0.5),  # along the height 0, 2, 4 meet 0 and 4
+        (nn.MaxPool2d(2, stride=2, dilation=1), 1.0),
+        (nn.MaxPool2d(2, stride=3, dilation=2), 1.0),
+    ],
+)
+def test_windows_of_a_dilated_pool_overlap_where_their_taps_do(pool: nn.MaxPool2d, expected: float) -> None:
+    """A peak at each place in turn is the maximum of every window that it is in."""
+    peaks = torch.eye(144, dtype=torch.float64).view(144, 1, 12, 12)
+    windows = pool(peaks).flatten(1).sum(1).max()
+    assert float(windows.sqrt()) == pytest.approx(expected)
+    assert norm_product(pool.eval(), torch.Size([1, 12, 12]), "L2") == pytest.approx(expected)
+    assert norm_product(pool.eval(), torch.Size([1, 12, 12]), "Linf") == 1.0
 
 
 def test_products_of_smooth_activations() -> None:
@@ -201,6 +224,52 @@ def test_no_two_gradients_are_farther_apart(make: Callable[[], nn.Module], norm:
     assert (apart <= bound * (1 + 1e-9)).all()
 
 
+def widest(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int) -> Tensor:
+    """(n,) the largest distance between parameter gradients at sampled points."""
+    model.requires_grad_(True)
+    gradients = torch.stack([parameter_gradient(model, z, y) for z in points_in_ball(x, threat, 12, seed)])
+    return (gradients[:, None] - gradients[None]).norm(dim=3).amax((0, 1))
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+@pytest.mark.parametrize("name", [name for name in ROWS if name != "max pool"])
+def test_gradients_on_inputs_that_are_not_flattened(name: str, norm: Any) -> None:
+    for seed in range(4):
+        model, y, threat = random_(ROWS[name](), seed), torch.tensor([0, 2]), Threat(norm, 0.05, box=None)
+        x = torch.rand(2, 2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + 1))
+        bound = gradient_oscillation(model, x, y, threat)
+        assert (widest(model, x, y, threat, seed + 2) <= bound * (1 + 1e-9)).all()
+        assert (gradient_oscillation(model.requires_grad_(False), x, y, Threat(norm, 0.0, box=None)) < 1e-12).all()
+
+
+def test_the_gradient_of_a_weight_is_a_sum_over_positions() -> None:
+    """W = 0 and logits of b alone: the weight's gradient is an outer product with x, which moves by 0.02 at most."""
+    generator = torch.Generator().manual_seed(0)
+    model = random_(nn.Sequential(nn.Linear(8, 8), nn.Flatten(), nn.Linear(8, 2)), 1)
+    model[0].weight.zero_()
+    x = torch.rand(1, 1, 8, dtype=torch.float64, generator=generator)
+    y, threat = torch.tensor([0]), Threat("Linf", 0.01, box=None)
+    bound = float(gradient_oscillation(model, x, y, threat))
+    model.requires_grad_(True)
+    ends = parameter_gradient(model, torch.cat([x - 0.01, x + 0.01]), torch.tensor([0, 0]))
+    assert float((ends[0] - ends[1]).norm()) <= bound * (1 + 1e-9)
+    assert float((ends[0] - ends[1]).norm()) >= 0.9 * bound  # the gradient of the rest does not move
+
+
+def test_parameters_in_two_places_are_refused() -> None:
+    """Their gradient is the sum of the places', and its width up to the sum of the widths: more than the root."""
+    twice = nn.Linear(2, 2)
+    tied = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    tied[1].bias = tied[0].bias
+    x, y = torch.rand(1, 2, generator=torch.Generator().manual_seed(0)), torch.tensor([0])
+    for model in (nn.Sequential(twice, twice), tied, nn.Sequential(Residual(twice, twice))):
+        with pytest.raises(UnsupportedModule, match="need each parameter in one place; got one in two, "):
+            gradient_oscillation(model.eval(), x, y, Threat("Linf", 0.1))
+    relu = nn.ReLU()  # without parameters it may occur again
+    model = random_(nn.Sequential(nn.Linear(2, 8), relu, nn.Linear(8, 8), relu, nn.Linear(8, 2)), 0)
+    assert float(gradient_oscillation(model, x, y, Threat("Linf", 0.1))) > 0
+
+
 def test_oscillation_vanishes_with_the_ball() -> None:
     model, x, y = random_(relu_net(), 8), images(3, 9), torch.tensor([0, 1, 2])
     assert (gradient_oscillation(model, x, y, Threat("Linf", 0.0)) < 1e-12).all()
@@ -234,3 +303,21 @@ def test_what_is_refused() -> None:
     pool = nn.Sequential(nn.MaxPool2d(2, ceil_mode=True), nn.Flatten()).eval()
     with pytest.raises(UnsupportedModule, match="without dilation and ceil_mode for derivatives"):
         local_lipschitz(pool, torch.rand(1, 1, 3, 3), Threat("L2", 0.1))
+    flat = nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4, 2)).eval()
+    with pytest.raises(UnsupportedModule, match=r"need images .* before MaxPool2d for derivatives; got \(2, 4, 4\)"):
+        local_lipschitz(flat, torch.rand(2, 4, 4), Threat("L2", 0.1))
+    along = nn.Sequential(nn.Linear(8, 2)).eval()
+    for call in (
+        lambda: local_lipschitz(along, torch.rand(2, 2, 8), Threat("L2", 0.1)),
+        lambda: gradient_oscillation(along, torch.rand(2, 2, 8), torch.tensor([0, 1]), Threat("L2", 0.1)),
+    ):
+        with pytest.raises(InputError, match=r"need a network with logits \(n, classes\); got"):
+            call()
+    with pytest.raises(UnsupportedModule, match="need a Residual of equal shapes"):
+        norm_product(Residual(nn.Linear(4, 1), nn.Identity()).eval(), torch.Size([4]), "L2")
+    with pytest.raises(UnsupportedModule, match="need as many channels as Normalize has, 2"):
+        norm_product(Normalize([0.0, 0.0], [1.0, 1.0]).eval(), torch.Size([1, 4]), "L2")
+
+
+def test_a_negative_deviation_scales_by_its_magnitude() -> None:
+    assert norm_product(Normalize([0.0, 0.0], [-0.5, 2.0]).eval(), torch.Size([2]), "L2") == 2.0

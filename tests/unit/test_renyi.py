@@ -56,8 +56,34 @@ def test_nothing_exceeds_the_tight_bound(p: tuple[float, float]) -> None:
     for bound in (renyi_radius, pixeldp_radius, hockey_stick_radius):
         assert 0 <= bound(*p, 0.5) <= tight
     laplace = Laplace(0.5).radius(*p)
-    # Equal in the limits, where the two are rounded down by different steps of at most 1e-12 of T(p_a) and T(p_b).
-    assert laplace >= max(li_laplace_radius(*p, 0.5), pixeldp_laplace_radius(*p, 0.5)) - 1e-11
+    assert laplace >= max(li_laplace_radius(*p, 0.5), pixeldp_laplace_radius(*p, 0.5)) >= 0
+
+
+NEAR = [(0.5 + gap, None) for gap in (2.0**-53, 1e-15, 1e-12, 1e-10, 1e-9, 1e-8, 1e-6, 1e-4)] + [
+    (p, b)
+    for p in (0.3, 0.01, 0.49, 1e-5)
+    for b in (math.nextafter(p, 0), p * (1 - 1e-14), p * (1 - 1e-11), p * (1 - 1e-9), p * (1 - 1e-6))
+]
+
+
+@pytest.mark.parametrize("p", NEAR)
+def test_nothing_exceeds_the_tight_bound_near_a_tie(p: tuple[float, float | None]) -> None:
+    """There the terms of a bound nearly cancel, and what is left of them may be rounding error."""
+    tight, laplace = Gaussian(0.5).radius(*p), Laplace(0.5).radius(*p)
+    for bound in (renyi_radius, pixeldp_radius, hockey_stick_radius):
+        assert 0 <= bound(*p, 0.5) <= tight
+    for bound in (li_laplace_radius, pixeldp_laplace_radius):
+        assert 0 <= bound(*p, 0.5) <= laplace
+
+
+def test_ties_of_the_report() -> None:
+    assert 0 <= renyi_radius(0.5 + 1e-9, None, 1.0) <= Gaussian(1.0).radius(0.5 + 1e-9)
+    assert (
+        0 <= hockey_stick_radius(0.3, math.nextafter(0.3, 0), 1.0) <= Gaussian(1.0).radius(0.3, math.nextafter(0.3, 0))
+    )
+    assert hockey_stick_radius(1e-12, 1e-12 * (1 - 1e-10), 1.0) == 0.0  # all of it is lost to rounding
+    assert pixeldp_radius(0.5 + 1e-10, None, 1.0) == 0.0
+    assert pixeldp_radius(0.5 + 1e-6, None, 1.0) > 0.0
 
 
 @settings(max_examples=100, deadline=None)

@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from certify import ABSTAIN, Certificate, Deterministic, Gaussian, InputError, PerExample, Smoothing
-from certify.campaign import Published, Results, Store
+from certify.campaign import Published, Results, Store, runner
 from certify.campaign.attack_rows import AttackRows, attack_results, open_attack_run
 
 METHOD = Smoothing(Gaussian(0.5), n0=10, n=100)
@@ -465,6 +466,43 @@ def test_each_kind_of_run_has_its_own_settings(path: Path) -> None:
             store.open_run({**SETTINGS, "seed": 2}, PLACE)
         assert [r.settings["seed"] for r in attack_results(store)] == [0, 1]
         assert len(store.results()) == 1
+
+
+def test_settings_of_a_run_of_the_other_kind_are_refused(path: Path) -> None:
+    """The file would hold both under one name; it is not damaged."""
+    fill(path)
+    message = r"store\.sqlite already holds a run of kind 'certificate' with exactly these settings; need settings that"
+    with Store(path) as store:
+        for add in (False, True):
+            with pytest.raises(InputError, match=message):
+                open_attack_run(store, SETTINGS, PLACE, add=add)
+        open_attack_run(store, LADDER, PLACE).append(attack_rows())
+        with pytest.raises(InputError, match=r"holds a run of kind 'attack' with exactly these settings"):
+            store.open_run(LADDER, PLACE, add=True)
+        assert (len(store.results()), len(attack_results(store))) == (1, 1)
+
+
+# --- what a session ran on ------------------------------------------------------------------------------------------
+
+
+def test_the_environment_names_the_packages_that_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """auto_LiRPA's version where it is installed, without an import of it."""
+    versions = {"auto-LiRPA": "0.3", "torch": "2", "numpy": "3", "scipy": "4", "robust-radius": "5"}
+
+    def version(name: str) -> str:
+        try:
+            return versions[name]
+        except KeyError:
+            raise PackageNotFoundError(name) from None
+
+    monkeypatch.setattr(runner, "version", version)
+    found = runner.environment(torch.device("cpu"))
+    assert {k: v for k, v in found.items() if k in versions} == versions
+    del versions["auto-LiRPA"]
+    assert "auto-LiRPA" not in runner.environment(torch.device("cpu"))
+    del versions["scipy"]
+    with pytest.raises(PackageNotFoundError):  # what must be there is not left out in silence
+        runner.environment(torch.device("cpu"))
 
 
 # --- files of the first schema ---------------------------------------------------------------------------------------

@@ -128,6 +128,10 @@ def test_bounds_refuse() -> None:
         CROWN(Threat("Linf", 0.0)).box_bounds(affine().train(), lower, upper, rows)
     with pytest.raises(InputError, match="need a threat in Linf to bound over boxes; got L2"):
         CROWN(Threat("L2", 0.0)).box_bounds(affine(), lower, upper, rows)
+    along = nn.Sequential(fixed_linear(torch.eye(2), None)).eval()  # along the last axis of inputs that have two
+    for outward in (False, True):
+        with pytest.raises(InputError, match=r"need a network with logits \(n, classes\); got \(1, 2, 1\)"):
+            interval_bounds(along, *torch.rand(2, 1, 2, 2).sort(0).values, rows, outward=outward)
     with pytest.raises(UnsupportedModule, match="no interval rule for GELU"):
         interval_bounds(nn.Sequential(affine(), nn.GELU()).eval(), lower, upper, rows)
 
@@ -360,7 +364,9 @@ def test_files(tmp_path: Path) -> None:
         read_vnnlib(tmp_path / "p.vnnlib", (3,))
     with pytest.raises(InputError, match="need a VNN-LIB file; no file at"):
         read_vnnlib(tmp_path / "q.vnnlib")
-    for data in (b"\xff\xfe", gzip.compress(text.encode())[:-9], b"\x1f\x8bxxxxxxxxxxxxxxxxxx"):
+    packed = gzip.compress(text.encode())
+    turned = bytes([*packed[:14], packed[14] ^ 0xFF, *packed[15:]])  # within the deflated data
+    for data in (b"\xff\xfe", packed[:-9], b"\x1f\x8bxxxxxxxxxxxxxxxxxx", turned, packed[:10] + b"\xff" * 20):
         (tmp_path / "bad").write_bytes(data)
         with pytest.raises(InputError, match="is not a text file"):
             read_vnnlib(tmp_path / "bad")
