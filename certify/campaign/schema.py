@@ -72,6 +72,9 @@ SEALED = 3
 CELLS = "example, label, prediction, radius, samples, counts, w, seconds"
 ROWS = f"SELECT {CELLS}, digest FROM certificate WHERE run = ? ORDER BY example"
 UNSEALED_ROWS = f"SELECT {CELLS}, NULL FROM certificate WHERE run = ? ORDER BY example"
+_SESSIONS = "SELECT settings, started, environment FROM session JOIN run ON run.id = session.run WHERE session.id IN "
+CERTIFYING = f"{_SESSIONS} (SELECT session FROM certificate) ORDER BY session.id"
+ATTACKING = f"{_SESSIONS} (SELECT session FROM attack) ORDER BY session.id"
 
 Cells = tuple[int, int, int, float, int, str | None, float | None, float]
 """A row of certificates as it is stored: `CELLS`."""

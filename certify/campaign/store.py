@@ -23,7 +23,18 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from certify.campaign.results import Published, Results
-from certify.campaign.schema import APPLICATION_ID, CELLS, ROWS, SCHEMAS, SEALED, UNSEALED_ROWS, Cells, row_digest
+from certify.campaign.schema import (
+    APPLICATION_ID,
+    ATTACKING,
+    CELLS,
+    CERTIFYING,
+    ROWS,
+    SCHEMAS,
+    SEALED,
+    UNSEALED_ROWS,
+    Cells,
+    row_digest,
+)
 from certify.certificate import Certificate
 from certify.errors import InputError
 
@@ -267,13 +278,10 @@ class Store:
         """
         held: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
         with self._intact(), self._rebuilding():
-            tables = "SELECT name FROM sqlite_master WHERE name IN ('certificate', 'attack')"
-            rows = " UNION ".join(f"SELECT session FROM {name}" for (name,) in self._db.execute(tables).fetchall())
-            query = (
-                "SELECT settings, started, environment FROM session JOIN run ON run.id = session.run "
-                f"WHERE session.id IN ({rows}) ORDER BY session.id"
-            )
-            for settings, started, environment in self._db.execute(query).fetchall():
+            found = self._db.execute(CERTIFYING).fetchall()
+            if self._version() > 1:  # the first had no attacks
+                found += self._db.execute(ATTACKING).fetchall()
+            for settings, started, environment in found:
                 held.setdefault(settings, []).append((started, json.loads(environment)))
         return held
 
