@@ -394,8 +394,9 @@ RECIPE = Recipe(
     deviations=(
         "Eigenvalues come from Lanczos with residuals, not from power iteration with deflation.",
         "The curvature is given with frozen perturbations, as in the paper, and with an attack at either end.",
-        "The networks of the sweep have a linear warm-up of eps: at eps 0.2 on MNIST one seed of three stayed at the "
-        "constant classifier without it. Constant eps from the first update on is a row of the schedules.",
+        "The networks of the sweep and of one step have a linear warm-up of eps: at eps 0.2 on MNIST one seed of "
+        "three stayed at the constant classifier without it. Constant eps from the first update on is a row of the "
+        "schedules.",
         "The landscape is that of a part of the training images, and the inner maximum is what PGD finds.",
         "Ensembles are attacked jointly by the whole ladder; the released code can do so by PGD alone.",
         "All schedules have the same number of updates. The paper's periodic MNIST runs are not known to exist.",
