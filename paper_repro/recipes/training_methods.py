@@ -162,7 +162,7 @@ def radius(bench: Bench) -> Record:
 def cost(bench: Bench) -> Record:
     """What an update of each adversarial method costs."""
     config: TrainingMethods = bench.config
-    methods = {name: method for name, (method, _) in config.adversarial.items()}
+    methods = {name: _begun(method) for name, (method, _) in config.adversarial.items()}
     return cost_record(bench, methods, config.adversarial["plain"][1], config.cost_updates)
 
 
@@ -172,13 +172,15 @@ def smoothed_cost(bench: Bench) -> Record:
     bench = _smoothed(bench)
     x, classes = bench.train.x, len(bench.train.y.unique())
     targets = SmoothedPredictions(x, torch.full((len(x), classes), 1 / classes))  # what they say costs nothing
-    # What is deferred or warmed up would be free of charge in the first updates.
     started = {name: _begun(method) for name, (method, _) in config.noisy.items()}
     methods = {"plain": Erm(), **started, CAT_RS: CatRs(config.smoothing.noise, targets)}
     return cost_record(bench, methods, config.noisy["Gaussian"][1], config.cost_updates)
 
 
 def _begun(method: Method) -> Method:
+    """The method past its beginning: what is deferred, ramped or warmed up would be free of charge there."""
+    if getattr(method, "ramp", None) is not None:
+        return replace(method, ramp=None)  # pyright: ignore[reportCallIssue]
     if isinstance(method, Macer):
         return replace(method, deferred=0.0)
     return replace(method, warmup=1) if isinstance(method, SmoothAdvTraining | SmoothMix) else method

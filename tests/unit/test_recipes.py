@@ -20,7 +20,15 @@ from certify.campaign.weights import tensor_digest
 from paper_repro.__main__ import app
 from paper_repro.commands import recipes as command
 from paper_repro.data import Data, digits
-from paper_repro.recipes import RECIPES, Recipe, deep_defense, free_at, smoothing_vs_ibp, stability
+from paper_repro.recipes import (
+    RECIPES,
+    Recipe,
+    deep_defense,
+    free_at,
+    smoothing_vs_ibp,
+    stability,
+    training_methods,
+)
 from paper_repro.recipes.bench import Bench, Setting, spaced
 from paper_repro.recipes.execute import MANIFEST, commit, execute
 from paper_repro.recipes.recipe import Above, Claim, Near
@@ -28,7 +36,8 @@ from paper_repro.recipes.records import NotRecorded, Record, Records, gather
 from paper_repro.recipes.report import report
 from paper_repro.recipes.statistics import Measured, average, difference, exactly, mean_of, over_seeds, ratio, share
 from paper_repro.training import Erm, FreeTraining, Training
-from tests.networks import digits_linear
+from paper_repro.training.cost import measure
+from tests.networks import digits_linear, digits_mlp
 
 execute_module = importlib.import_module("paper_repro.recipes.execute")
 
@@ -178,6 +187,16 @@ def test_a_recipe_declares_what_a_reviewer_asks(name: str) -> None:
     assert len({c.text for c in declared.claims}) == len(declared.claims)
     for c in declared.claims:
         assert ("recalled" in c.cited) == (c.tag == "C")
+
+
+def test_costs_are_measured_at_full_budgets_whatever_the_ramps_of_training() -> None:
+    config = RECIPES["training_methods"].configuration("small")
+    assert any(getattr(method, "ramp", None) for method, _ in config.adversarial.values())
+    methods = {name: training_methods._begun(method) for name, (method, _) in config.adversarial.items()}
+    data = spaced(digits("train"), 50)
+    found = measure(methods, digits_mlp, data, Training(epochs=1, batch_size=25), updates=1)
+    passes = {name: cost.forwards for name, cost in found.items()}
+    assert passes == {"plain": 1, "one step": 2, "PGD-7": 8, "TRADES-10": 13, "Free-4": 1}
 
 
 # Records.
