@@ -60,9 +60,11 @@ def repair_torch() -> None:
 
 
 def _set_opset_version(opset: int) -> None:
-    from torch.onnx._internal.torchscript_exporter._globals import GLOBALS
-
-    GLOBALS.export_onnx_opset_version = opset
+    try:
+        module = importlib.import_module("torch.onnx._internal.torchscript_exporter._globals")
+    except ModuleNotFoundError:  # where it lay until torch 2.8
+        module = importlib.import_module("torch.onnx._globals")
+    module.GLOBALS.export_onnx_opset_version = opset
 
 
 def _attribute(node: Any, name: str) -> Any:

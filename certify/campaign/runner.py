@@ -33,7 +33,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     Of them a run's settings name torch alone: a new version of another one goes on with a run, and its rows say so.
     auto_LiRPA, without which most methods do, is named where it is installed.
     """
-    packages = ["robust-radius", "torch", "numpy", "scipy"]
+    packages = ["robust-radius", "numpy", "scipy"]
     with suppress(PackageNotFoundError):
         version(_OPTIONAL)
         packages.append(_OPTIONAL)
@@ -41,6 +41,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         **{p: version(p) for p in packages},
+        "torch": torch.__version__,  # with the build, such as +cu124, which the package's metadata may not name
         "device": name,
         "pid": os.getpid(),
     }

@@ -146,7 +146,7 @@ def test_clocks_that_jump_break_nothing(
         results: Results = run(path, METHOD, network(), digits("test"), names=NAMES, indices=":24", seed=7, batch=2)
     assert len(results.example) == 24
     assert (results.seconds >= 0).all()
-    told = capsys.readouterr().err.splitlines()
+    told = [line for line in capsys.readouterr().err.splitlines() if line]
     left = [line.split(" s left")[0].rsplit(" ", 1)[-1] for line in told if " s left" in line]
     assert len(told) == 10
     assert all(float(seconds) >= 0 for seconds in left)

@@ -190,7 +190,7 @@ def test_progress_is_told_where_there_is_no_terminal(
     campaign(tmp_path / "s", model, indices="0:20", batch=5)
     out, err = capsys.readouterr()
     assert out == "", "standard output is for results"
-    told = [line.split(": ")[1].split()[0] for line in err.splitlines()]
+    told = [line.split(": ")[1].split()[0] for line in err.splitlines() if line]
     assert told == ["5/10", "10/10", "15/20", "20/20"], "a resumed campaign counts on from where it stopped"
 
 
