@@ -12,7 +12,8 @@ from certify.campaign.schema import CELLS, SEALED, row_digest
 from certify.campaign.store import Store
 from certify.errors import InputError
 
-_UNREADABLE = (sqlite3.DatabaseError, UnicodeDecodeError)  # SQLite's message may quote bytes of the file
+# SQLite's message may quote bytes of the file, and a length that is wrong may have it ask for too much memory.
+_UNREADABLE = (sqlite3.DatabaseError, UnicodeDecodeError, MemoryError)
 _RUNS = (
     "SELECT id, settings, header FROM run WHERE header IS NOT NULL AND kind = 'certificate' ORDER BY id",
     "SELECT id, settings, header FROM run WHERE header IS NOT NULL AND kind = 'certificate' ORDER BY id DESC",

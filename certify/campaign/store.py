@@ -147,6 +147,8 @@ class Store:
             raise InputError(f"cannot use the store {self.path}: {error}{advice}") from error
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # SQLite's message may quote bytes of the file
             raise self._damaged(error) from error
+        except MemoryError as error:
+            raise self._damaged("SQLite was led to ask for more memory than there is") from error
         except OSError as error:
             raise InputError(f"cannot use the store {self.path}: {error}") from error
 

@@ -20,6 +20,7 @@ from certify.campaign.salvage import Salvaged, salvage
 from paper_repro.data import digits
 from tests.faults.stores import Row, count, held, overwrite, reseal, rows
 from tests.faults.zygote import METHOD, NAMES, network
+from tests.fuzz.targets import CORPUS
 
 SETTINGS = {"model": "nets:small", "data": "digits test", "seed": 0}
 OTHER = {**SETTINGS, "seed": 1}
@@ -333,6 +334,25 @@ def test_a_lost_page_is_read_up_to_from_both_ends(path: Path, tmp_path: Path) ->
         again = certificate(len(missing), missing[0])
         file.open_run(SETTINGS, {}).append(again, missing, [3] * len(missing), seconds=1.0)
     assert held(out) == whole
+
+
+def test_a_length_beyond_all_memory_is_damage_too(tmp_path: Path) -> None:
+    """Found by the fuzzer: a length of 2^63 - 1 in the schema, and SQLite says that there is no memory."""
+    whole = (CORPUS / "stores" / "store.sqlite").read_bytes()
+    longest = b"\xff" * 7 + b"\x7f"
+    path, found = tmp_path / "store.sqlite", set()
+    for at in (796, 2606):
+        path.write_bytes(whole[:at] + longest + whole[at + 8 :])
+        with closing(sqlite3.connect(path)) as plain:
+            try:
+                plain.execute("SELECT settings FROM run").fetchall()
+            except (sqlite3.DatabaseError, MemoryError) as error:
+                found.add(type(error))
+        with pytest.raises(InputError, match="damaged"), Store(path) as file:
+            file.results()
+        with pytest.raises(InputError, match="nothing can be read from"):
+            salvage(path, tmp_path / f"saved-{at}.sqlite")
+    assert MemoryError in found
 
 
 def test_salvage_on_the_command_line(path: Path, tmp_path: Path) -> None:
