@@ -301,7 +301,7 @@ _SMOKE = LossLandscape(
     attacked=20,
     oscillation=(0.01,),
     oscillated=4,
-    linear=(ThresholdExperiment((20, 20), 3, "Linf", tolerance=1e-6),),
+    linear=(ThresholdExperiment((20, 20), 3, "Linf"),),
     points=5,
     effort=Effort(20, 1, 30, 1, 20),
     checked=10,
