@@ -23,7 +23,7 @@ from certify.errors import InputError
 from certify.layers import Normalize
 from certify.rng import Stream
 from certify.threat import Box, Norm, Threat
-from certify.voting import check_model
+from certify.voting import check_model, device_of
 
 _NORMS: dict[float, Norm] = {0.0: "L0", 1.0: "L1", 2.0: "L2", float("inf"): "Linf"}
 
@@ -85,7 +85,7 @@ def to_foolbox(model: nn.Module, box: tuple[float, float] = (0.0, 1.0)) -> Any:
         InputError: foolbox is not installed, or the model is in training mode.
     """
     check_model(model)
-    return _package("foolbox").PyTorchModel(model, bounds=box, device=_device(model))
+    return _package("foolbox").PyTorchModel(model, bounds=box, device=device_of(model))
 
 
 def from_art(classifier: Any) -> tuple[nn.Module, Box]:
@@ -144,19 +144,15 @@ def to_art(model: nn.Module, shape: tuple[int, ...], classes: int, box: Box = (0
         nb_classes=classes,
         channels_first=True,
         clip_values=box,
-        device_type="gpu" if _device(model).type == "cuda" else "cpu",
+        device_type="gpu" if device_of(model).type == "cuda" else "cpu",
     )
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
 
 
 def _preceded(parts: list[nn.Module], network: nn.Module) -> nn.Module:
     """The network behind what comes before it, in the mode and on the device that it is in."""
     if not parts:
         return network
-    whole = nn.Sequential(*(part.to(_device(network)).train(network.training) for part in parts), network)
+    whole = nn.Sequential(*(part.to(device_of(network)).train(network.training) for part in parts), network)
     whole.training = network.training
     return whole
 

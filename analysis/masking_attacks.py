@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from analysis.attacks.apgd import TargetedAPGD
+from analysis.attacks.apgd import targeted_apgd
 from analysis.attacks.attacked import Attack, Attacked, Queries, norm_of
 from analysis.attacks.fgsm import FGSM
 from analysis.attacks.fmn import FMN
 from analysis.attacks.losses import cross_entropy, log_odds
-from analysis.attacks.pgd import PGD, ascend, direction_named, look, starts
+from analysis.attacks.pgd import PGD
 from analysis.evaluation import Rung, explicit
 from analysis.masking_checks import LAST
 from certify.errors import InputError, check_count
@@ -18,7 +18,6 @@ from certify.rng import Stream
 from certify.threat import Threat
 
 _BATCH = 500
-_TARGETS = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +73,8 @@ class Traced:
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, threat: Threat, rng: Stream) -> Attacked:
         """What `pgd` returns, bit for bit, but for the loss."""
-        pgd = self.pgd
         queries = Queries(model, x, y, threat)
-        look(queries)
-        losses = []
-        for restart in range(pgd.restarts):
-            start = starts(queries, rng.child(restart))
-            direction = direction_named(pgd.step, threat, start)
-            step_size = 2.5 * threat.eps / pgd.steps
-            losses.append(ascend(queries, start, error_odds, direction, pgd.steps, step_size, pgd.early_stop))
-        return queries.result(pgd, torch.cat(losses, dim=1))
+        return queries.result(self.pgd, self.pgd.maximise(queries, error_odds, rng))
 
 
 def error_odds(logits: Tensor, y: Tensor) -> Tensor:
@@ -232,8 +223,7 @@ def run_white_box(bench: Bench, effort: Effort, classes: int) -> WhiteBox:
     """Attack with gradients."""
     steps, restarts = effort.steps, effort.restarts
     base = PGD(steps, restarts=restarts, early_stop=False)
-    dlr = classes >= 4 and bench.threat.norm != "L1"
-    targeted = TargetedAPGD(min(_TARGETS, classes - 1), steps) if dlr else None
+    targeted = None if bench.threat.norm == "L1" else targeted_apgd(classes, steps)
     return WhiteBox(
         one=bench.run("one", FGSM()),
         base=bench.run("base", Traced(base)),

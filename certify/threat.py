@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from torch import Tensor
+
 from certify.errors import InputError
 
 Norm = Literal["L0", "L1", "L2", "Linf"]
@@ -23,6 +25,14 @@ def check_box(box: Box) -> None:
     """
     if box is not None and not (len(box) == 2 and box[0] < box[1]):
         raise InputError(f"need box = (low, high) with low < high, or None; got {box!r}")
+
+
+def leaves(x: Tensor, box: tuple[float, float]) -> bool:
+    """Whether some coordinate of x is outside the box.
+
+    As tensors: in x's own precision an edge of the box may round outwards, and inputs at the face with it.
+    """
+    return bool(((x < box[0]) | (x > box[1])).any())
 
 
 @dataclass(frozen=True, slots=True)

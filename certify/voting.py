@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from certify.errors import InputError
 from certify.noise import Noise
 from certify.rng import Stream
-from certify.threat import Box
+from certify.threat import Box, leaves
 
 BLOCK = 128
 """Draws per stream. A change moves every committed count."""
@@ -78,8 +78,7 @@ class BaseClassifier:
     def __init__(self, model: nn.Module, example: Tensor, execution: Execution | None = None) -> None:
         execution = execution or Execution()
         check_model(model)
-        tensors = [*model.parameters(), *model.buffers()]
-        self.device = tensors[0].device if tensors else example.device
+        self.device = device_of(model, example.device)
         self.shape = tuple(example.shape[1:])
         if execution.precision != "float32" or execution.channels_last:
             model = copy.deepcopy(model)
@@ -149,6 +148,11 @@ class BaseClassifier:
         return self._forward(inputs)
 
 
+def device_of(model: nn.Module, otherwise: torch.device = torch.device("cpu")) -> torch.device:
+    """Where a model's parameters and buffers are; `otherwise` for one that has none."""
+    return next((t.device for t in (*model.parameters(), *model.buffers())), otherwise)
+
+
 def check_model(model: nn.Module) -> None:
     """Refuse a model in training mode.
 
@@ -170,7 +174,7 @@ def check_inputs(x: Tensor, box: Box) -> None:
         raise InputError(f"need x of shape (n >= 1, ...) in floating point; got {tuple(x.shape)}, {x.dtype}")
     if not bool(torch.isfinite(x).all()):
         raise InputError("need finite inputs; got NaN or infinity")
-    if box is not None and bool(((x < box[0]) | (x > box[1])).any()):
+    if box is not None and leaves(x, box):
         raise InputError(
             f"need inputs in [{box[0]:g}, {box[1]:g}]; got [{float(x.min()):g}, {float(x.max()):g}] "
             "(normalise inside the model, or pass box=None for data that is not pixels)"

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from analysis.attacks.fmn import FMN
@@ -37,6 +36,7 @@ from certify.rng import Stream
 from certify.smoothing import Smoothing
 from certify.threat import Norm, Threat
 from certify.verified_radius import Bisection
+from certify.voting import device_of
 from figures.report import FORMAT, read_record, record_of
 from figures.report_rows import identity
 from paper_repro.models.checkpoint import write_atomically
@@ -135,7 +135,7 @@ def measure(
     first = ladder(model, x, plan.norm, _STEPS, restarts=1)
     for attacks, eps in ((first, plan.eps), ([FMN(_STEPS)], plan.reach(x))):
         attack_campaign(store, attacks, model, data, threat=Threat(plan.norm, eps), seed=plan.seed, **common)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     chosen = x[: plan.images].to(device), y[: plan.images].to(device), ids[: plan.images]
     _panels(record_of(store), model, chosen, plan, {**about, **subject, "unverified": unverified})
     return store

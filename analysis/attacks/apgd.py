@@ -258,3 +258,13 @@ class TargetedAPGD:
                 if len(live):
                     _climb(queries, towards, live, rng.child(rank, restart), self.steps, self.rho, trace)
         return queries.result(self, trace)
+
+
+def targeted_apgd(classes: int, steps: int) -> TargetedAPGD | None:
+    """The targeted attack for a network of so many classes; None below 4, where its loss is not defined.
+
+    Args:
+        classes: Of the network; the nine likeliest wrong ones are tried, as AutoAttack does, or all where fewer.
+        steps: For every target.
+    """
+    return TargetedAPGD(min(9, classes - 1), steps) if classes >= 4 else None

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from certify.errors import InputError
 from certify.rng import Stream
-from certify.threat import Norm, Threat
+from certify.threat import Norm, Threat, leaves
 from certify.voting import check_model
 
 # What a perturbation may exceed its budget by, relatively; what rounding x + delta adds to that is computed.
@@ -84,8 +84,7 @@ class Queries:
         if x.ndim < 2 or not x.is_floating_point() or y.shape != x.shape[:1]:
             raise InputError(f"need x (n, ...) in floating point and y (n,); got {tuple(x.shape)}, {tuple(y.shape)}")
         box = threat.box
-        # As tensors: in x's own precision an edge of the box may round outwards, and inputs at the face with it.
-        if box is not None and bool(((x < box[0]) | (x > box[1])).any()):
+        if box is not None and leaves(x, box):
             raise InputError(f"need inputs in [{box[0]:g}, {box[1]:g}]; got [{float(x.min()):g}, {float(x.max()):g}]")
         self.model, self.x, self.y, self.threat = model, x.detach(), y, threat
         n = x.shape[0]

@@ -88,17 +88,19 @@ class PGD:
             InputError: training mode, or inputs that do not fit.
         """
         queries = Queries(model, x, y, threat)
+        return queries.result(self, self.maximise(queries, loss_named(self.loss), rng))
+
+    def maximise(self, queries: Queries, objective: Callable[[Tensor, Tensor], Tensor], rng: Stream) -> Tensor:
+        """Climb an objective (logits, y) -> (n,) as this attack does; its values, (n, restarts * steps)."""
         if self.random_start:
             look(queries)
-        step_size = 2.5 * threat.eps / self.steps if self.step_size is None else self.step_size
+        step_size = 2.5 * queries.threat.eps / self.steps if self.step_size is None else self.step_size
         losses = []
         for restart in range(self.restarts):
             start = starts(queries, rng.child(restart)) if self.random_start else queries.x
-            direction = direction_named(self.step, threat, start)
-            losses.append(
-                ascend(queries, start, loss_named(self.loss), direction, self.steps, step_size, self.early_stop)
-            )
-        return queries.result(self, torch.cat(losses, dim=1))
+            direction = direction_named(self.step, queries.threat, start)
+            losses.append(ascend(queries, start, objective, direction, self.steps, step_size, self.early_stop))
+        return torch.cat(losses, dim=1)
 
 
 def look(queries: Queries) -> None:

@@ -7,7 +7,7 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from analysis.attacks.apgd import APGD, TargetedAPGD
+from analysis.attacks.apgd import APGD, targeted_apgd
 from analysis.attacks.attacked import Attack
 from analysis.attacks.fmn import FMN
 from analysis.attacks.pgd import PGD
@@ -26,15 +26,9 @@ from analysis.commands.options import (
     WeightsOption,
 )
 from certify.campaign.cli import AddressOption, ExecutorOption, WorkersOption, make_executor, parse_device
-from certify.campaign.executor import Portable
 from certify.campaign.weights import load_weights, resolve
 from certify.threat import Norm, Threat
-from certify.voting import check_model
-
-_TARGETS = 9
-"""Classes to try at most, as many as AutoAttack does."""
-_FEWEST = 4
-"""Classes without which the targeted DLR loss is not defined."""
+from certify.voting import check_model, device_of
 
 
 def ladder(model: nn.Module, x: Tensor, norm: Norm, steps: int, restarts: int) -> list[Attack]:
@@ -53,16 +47,16 @@ def ladder(model: nn.Module, x: Tensor, norm: Norm, steps: int, restarts: int) -
     if norm == "L1":
         return [PGD(steps, restarts=restarts), FMN(steps)]
     attacks: list[Attack] = [APGD(steps, restarts)]
-    classes = _count_classes(model, x)
-    if classes >= _FEWEST:
-        attacks.append(TargetedAPGD(min(_TARGETS, classes - 1), steps))
+    targeted = targeted_apgd(_count_classes(model, x), steps)
+    if targeted is not None:
+        attacks.append(targeted)
     return [*attacks, Square()] if x.ndim == 4 else attacks
 
 
 def _count_classes(model: nn.Module, x: Tensor) -> int:
     check_model(model)
     with torch.no_grad():
-        return model(x[:1].to(Portable(model).device)).shape[1]
+        return model(x[:1].to(device_of(model))).shape[1]
 
 
 def attack(

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from certify.voting import device_of
+
 
 class Work(Protocol):
     """What is done to each item. It pickles, and so do its items and results."""
@@ -65,8 +67,7 @@ class Portable:
     @property
     def device(self) -> torch.device:
         """Where its parameters and buffers are."""
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        return tensors[0].device if tensors else torch.device("cpu")
+        return device_of(self.model)
 
     def __reduce__(self) -> tuple[Callable[..., "Portable"], tuple[nn.Module, str]]:
         return _arrive, (copy.deepcopy(self.model).cpu(), self.device.type)
