@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from certify.accuracy import FloatArray
 from certify.campaign.tables import Row
 from figures.certified_accuracy import describe_curve, draw_curve
+from figures.marks import DASHES
 from figures.page import STYLE
 from figures.report_rows import Known
 
@@ -23,7 +24,6 @@ _STYLE: Any = {
     "figure.figsize": (5.2, 3.7),
     "svg.hashsalt": "robust-radius",
 }
-_DASHES = ("-", "--", "-.", ":")
 _NEAR = 0.25
 """Share of the axis within which what is proved gets a panel of its own."""
 _FEW = 60
@@ -69,7 +69,7 @@ def draw_curves(
     panels = figure.subplots(len(limits), squeeze=False)[:, 0]
     for axes, limit in zip(panels, limits, strict=True):
         for number, row in enumerate(rows):
-            draw_curve(axes, row, plain(f"{row.name}: {describe_curve(row)}"), _DASHES[number % len(_DASHES)])
+            draw_curve(axes, row, plain(f"{row.name}: {describe_curve(row)}"), DASHES[number % len(DASHES)])
         if attacked is not None:
             _draw_attacked(axes, *attacked)
         axes.set(ylabel="share of images", xlim=(0, limit), ylim=(0, 1.02))
@@ -160,5 +160,7 @@ def draw_lipschitz(figure: Figure, balls: Sequence[dict[str, Any]], product: flo
         axes.set(xlabel="image, by slope met", title=f"within {ball['eps']:g}")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     panels[0].set_ylabel("local Lipschitz constant")
-    panels[0].set_yscale("log" if min(min(ball["sampled"]) for ball in balls) > 0 else "linear")
+    slopes = [slope for ball in balls for slope in (*ball["sampled"], *ball.get("certified", ()))]
+    # A linear network has one slope everywhere: a logarithmic axis of that alone has no place for its labels.
+    panels[0].set_yscale("log" if 0 < 2 * min(slopes) < max(slopes) else "linear")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", fontsize=8)

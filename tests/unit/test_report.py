@@ -785,6 +785,20 @@ def test_what_is_proved_near_zero_gets_a_panel(full: Path) -> None:
     assert len(figure.axes) == 1
 
 
+@pytest.mark.parametrize(("most", "scale"), [(4.532286807894707, "linear"), (40.0, "log")])
+def test_slopes_that_are_all_the_same_have_an_axis_too(most: float, scale: str) -> None:
+    slope = 4.532286807894707
+    balls = [{"eps": eps, "sampled": [slope, slope], "certified": [most, most]} for eps in (0.001, 0.01)]
+    figures_made: list[Figure] = []
+
+    def draw(figure: Figure) -> None:
+        draw_lipschitz(figure, balls, most)
+        figures_made.append(figure)
+
+    picture(draw)
+    assert figures_made[0].axes[0].get_yscale() == scale
+
+
 def test_dollar_signs_are_no_mathematics() -> None:
     figure = Figure()
     text = figure.text(0.5, 0.5, plain("a $x_1$ b"))
