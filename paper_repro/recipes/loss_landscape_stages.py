@@ -128,14 +128,20 @@ def _at(bench: Bench, eps: float, seed: int) -> nn.Module:
     return bench.fit(f"eps {eps:g}", config.adversarial(eps, config.warm_up), config.training, seed)
 
 
+def _budgets(config: LossLandscape) -> dict[str, float]:
+    """The sweep by printed value; 8/255 prints with fewer digits than it has."""
+    return {f"{eps:g}": eps for eps in config.sweep}
+
+
 def landscape(bench: Bench) -> Record:
     """Top eigenvalues with the perturbations frozen, and the curvature along two directions frozen and re-attacked."""
     config: LossLandscape = bench.config
     data = spaced(bench.train, config.images)
     x, y = data.x.to(bench.device), data.y.to(bench.device)
+    budgets = _budgets(config)
 
     def measure(name: str, seed: int) -> dict[str, NDArray[np.generic]]:
-        eps, rng = float(name), Stream(seed).child("landscape")
+        eps, rng = budgets[name], Stream(seed).child("landscape")
         inner = inner_maximum(config.attack, threat=Threat("Linf", eps), rng=rng.child("attack"))
         loss = AdversarialLoss(_at(bench, eps, seed), x, y, inner)
         spectrum = config.lanczos(loss.frozen, rng=rng.child("lanczos"))
@@ -154,7 +160,7 @@ def landscape(bench: Bench) -> Record:
             "jump": np.array(line.jump.size),
         }
 
-    names = [f"{eps:g}" for eps in config.sweep]
+    names = list(budgets)
     arrays = gather(names, config.setting.seeds, measure)
     roles = {"least": names[0], "largest": names[-1]}
     notes = {"names": names, "roles": roles, "h": config.step, "lanczos": repr(config.lanczos), "images": config.images}
@@ -164,10 +170,11 @@ def landscape(bench: Bench) -> Record:
 def gradients(bench: Bench) -> Record:
     """Loss and norms of minibatch gradients over training, by budget."""
     config: LossLandscape = bench.config
-    names = [f"{eps:g}" for eps in config.sweep]
+    budgets = _budgets(config)
+    names = list(budgets)
 
     def measure(name: str, seed: int) -> dict[str, NDArray[np.generic]]:
-        _at(bench, float(name), seed)
+        _at(bench, budgets[name], seed)
         rows = read_history(bench.folder(f"eps {name}", seed))
         return {key: np.array([row[key] for row in rows]) for key in ("loss", "gradient_norm", "gradient_norm_sd")}
 

@@ -11,7 +11,7 @@ from paper_repro.recipes.bench import Bench
 from paper_repro.recipes.records import NotRecorded, Record, Records
 from paper_repro.recipes.statistics import Measured
 
-Scale = Literal["smoke", "small", "lenet", "paper", "table"]
+Scale = Literal["smoke", "small", "lenet", "fashion", "cifar", "thorough", "paper", "table"]
 Tag = Literal["A", "B", "C", "D"]
 State = Literal["reproduced", "deviates", "not run"]
 
@@ -19,8 +19,11 @@ SCALES: dict[str, str] = {
     "smoke": "CPU, under a minute",
     "small": "two CPU cores, under two hours, resumable",
     "lenet": "as small, on the paper's second MNIST network",
+    "fashion": "as small with fewer updates, the same network on Fashion-MNIST",
+    "cifar": "as small with fewer updates, the same network on CIFAR-10",
+    "thorough": "as small, attacks of 1000 steps and 20 restarts on fewer images",
     "paper": "one GPU",
-    "table": "published logs, image by image: a GPU, or some eight hours of a CPU core",
+    "table": "published logs, image by image: a GPU, or some four hours of a CPU core",
 }
 TAGS: dict[str, str] = {
     "A": "read in a primary artefact: the paper's repository, its README, a review",
@@ -92,7 +95,7 @@ class Claim:
     tag: Tag
     expected: Near | Above
     measure: Callable[[Records], Measured]
-    scales: tuple[Scale, ...] = ("small", "lenet", "paper")
+    scales: tuple[Scale, ...] = ("small", "lenet", "fashion", "cifar", "paper")
 
     def __post_init__(self) -> None:
         if self.tag not in get_args(Tag):

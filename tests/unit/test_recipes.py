@@ -163,9 +163,9 @@ def test_a_recalled_number_says_so() -> None:
 def test_misuse_of_claims_and_recipes() -> None:
     with pytest.raises(InputError, match=r"need a tag among A, B, C, D; got 'E'"):
         claim(Above(), exactly(1), "E")
-    with pytest.raises(InputError, match=r"need scales among smoke, small, lenet, paper, table; got \('huge',\)"):
+    with pytest.raises(InputError, match=r"need scales among smoke, small, lenet, fashion, cifar, thorough, paper, table; got \('huge',\)"):
         replace(claim(Above(), exactly(1)), scales=("huge",))
-    with pytest.raises(InputError, match="need smoke and no scales but smoke, small, lenet, paper, table; got small"):
+    with pytest.raises(InputError, match="need smoke and no scales but smoke, small, lenet, fashion, cifar, thorough, paper, table; got small"):
         recipe({}, scales=("small",))
     with pytest.raises(InputError, match=r"need smoke and no scales but .*; got smoke, huge"):
         recipe({}, scales=("smoke", "huge"))
