@@ -5,11 +5,12 @@ from matplotlib.figure import Figure
 
 from figures.captions import about, threat
 from figures.marks import SHARES, dots, gains, legend, title
+from paper_repro.recipes.loss_landscape_stages import WARMED
 from paper_repro.recipes.records import Records
 from paper_repro.recipes.statistics import accuracy, difference
 
 
-def draw(figure: Figure, records: Records, stage: str = "schedules", base: str = "constant") -> None:
+def draw(figure: Figure, records: Records, stage: str = "schedules", base: str = WARMED) -> None:
     """Draw clean and robust accuracy on the left, the paired difference in robust accuracy on the right."""
     record = records[stage]
     names = record.notes["names"]

@@ -17,7 +17,7 @@ _STATED = (
 )
 
 ACCURACY = "Bars and shades: the hull over seeds of the exact 95 % intervals over images."
-PAIRED = "Differences: paired by image, normal 95 % interval over images, widened to every seed's own difference."
+PAIRED = "Differences: paired by image, the hull over seeds of the 95 % intervals over images."
 SEEDS = "Bars and shades: the least and the largest seed."
 
 

@@ -28,6 +28,7 @@ from figures import (
     tuning,
 )
 from figures.captions import ACCURACY, PAIRED, SEEDS, about, circumstances
+from paper_repro.recipes.loss_landscape_stages import WARMED
 from paper_repro.recipes.records import Records
 
 
@@ -55,6 +56,7 @@ _COST = (
     "Passes of an update and time of an epoch, in multiples of the first method; medians over updates, the methods "
     "taking turns. No interval: time is that of one machine."
 )
+_HULL = "the hull over seeds of the normal 95 % intervals over images"
 
 
 def _cost(name: str, stage: str = "cost") -> Picture:
@@ -107,9 +109,9 @@ FIGURES: dict[tuple[str, str], Picture] = {
         "relative_distances",
         relative_distances.draw,
         "distances",
-        "Mean L2 distance over the norm of the image, by attack, over the images where it found an error; bars: normal "
-        "95 % interval over images, widened to every seed. Right: quotient of means over the plain network, paired "
-        "bootstrap at 95 % over images, widened likewise.",
+        "Mean L2 distance over the norm of the image, by attack, over the images where it found an error; bars: "
+        f"{_HULL}. Right: quotient of means over the plain network, "
+        "and the hull of the paired bootstraps at 95 % over images.",
     ),
     ("deep_defense", "Accuracy by L2 budget, nearest of all attacks"): Picture(
         "accuracy_by_distance",
@@ -130,7 +132,7 @@ FIGURES: dict[tuple[str, str], Picture] = {
         "Cross-entropy and accuracy on all training and test images after every epoch of tuning, and the regulariser's "
         f"mean rho and share of images across the boundary during it. {SEEDS}",
     ),
-    ("deep_defense", "Cost, from random weights"): _cost("cost"),
+    ("deep_defense", "Cost, from the plain network"): _cost("cost"),
     ("loss_landscape", "Curvature by training budget"): Picture(
         "curvature_by_budget",
         curvature_by_budget.draw,
@@ -144,7 +146,7 @@ FIGURES: dict[tuple[str, str], Picture] = {
         "gradients",
         f"Mean adversarial loss and mean norm of minibatch gradients by epoch, for every eps (Linf). {SEEDS}",
     ),
-    ("loss_landscape", "Schedules of the budget"): _accuracies("schedules", "schedules", "constant"),
+    ("loss_landscape", "Schedules of the budget"): _accuracies("schedules", "schedules", WARMED),
     ("loss_landscape", "Effort of the attack"): Picture(
         "attack_effort",
         attack_effort.draw,
@@ -171,14 +173,14 @@ FIGURES: dict[tuple[str, str], Picture] = {
         "adversarial", "adversarial", "plain"
     ),
     ("training_methods", "Schedules of the budget, at equal numbers of updates"): _accuracies(
-        "schedules", "schedules", "constant"
+        "schedules", "schedules", WARMED
     ),
     ("training_methods", "Cost of the adversarial methods"): _cost("cost"),
     ("training_methods", "Average certified radius"): Picture(
         "certified_radii",
         certified_radii.draw,
         "radius",
-        "Average certified radius (L2, input units; normal 95 % interval over images), accuracy of g, and the "
+        f"Average certified radius (L2, input units; {_HULL}), accuracy of g, and the "
         f"difference in radius from Gaussian augmentation. {ACCURACY} {PAIRED}",
     ),
     ("training_methods", "Cost of the methods for smoothing"): _cost("smoothed_cost", "smoothed_cost"),
@@ -186,7 +188,7 @@ FIGURES: dict[tuple[str, str], Picture] = {
         "published_radii",
         published_radii.draw,
         "votes",
-        "Average certified radius (L2, input units; normal 95 % interval over images) beside the mean over the five "
+        f"Average certified radius (L2, input units; {_HULL}) beside the mean over the five "
         f"published seeds, and what stability training adds. {PAIRED}",
     ),
     ("published_table", "Fixed number of votes"): _published("fixed_votes", "votes"),

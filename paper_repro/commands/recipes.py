@@ -11,7 +11,7 @@ from certify import InputError
 from certify.campaign.cli import parse_device
 from certify.campaign.tables import as_text
 from paper_repro.recipes import RECIPES
-from paper_repro.recipes.execute import MANIFEST, execute
+from paper_repro.recipes.execute import MANIFEST, check_same, execute
 from paper_repro.recipes.recipe import SCALES, Recipe
 from paper_repro.recipes.records import Records
 from paper_repro.recipes.report import judge, verdicts
@@ -96,6 +96,7 @@ def _check(recipe: Recipe, scale: str, out: Path | None) -> None:
     recipe.configuration(scale)  # refuses an unknown scale
     folder = out or RESULTS / recipe.name / scale
     records = Records(folder)
+    check_same(recipe, scale, records)
     states = [verdict.state for verdict in judge(recipe, records, scale)]
     counts = ", ".join(f"{states.count(state)} {state}" for state in ("reproduced", "deviates", "not run"))
     typer.echo(f"{recipe.name}, {scale}, {folder}: {counts}\n")

@@ -1,6 +1,7 @@
 """What methods cost: measured side by side, recorded, and shown in multiples of the first one."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
@@ -13,12 +14,14 @@ from paper_repro.training.cost import measure
 from paper_repro.training.fit import Method
 
 
-def cost_record(bench: Bench, methods: Mapping[str, Method], training: Training, updates: int) -> Record:
-    """Let methods take turns on the bench's data; the first one is the unit.
+def cost_record(
+    bench: Bench, methods: Mapping[str, Method], training: Training, updates: int, start: Path | None = None
+) -> Record:
+    """Let methods take turns on the bench's data, from random weights or from those; the first one is the unit.
 
     Its arrays are (methods,): passes per example and update, seconds per epoch, bytes.
     """
-    costs = measure(methods, bench.make, bench.train, training, updates=updates, device=bench.device)
+    costs = measure(methods, bench.make, bench.train, training, updates=updates, device=bench.device, start=start)
     fields = ("forwards", "backwards", "seconds", "memory")
     arrays = {field: np.array([getattr(cost, field) for cost in costs.values()], np.float64) for field in fields}
     return Record(arrays, {"names": list(costs)})

@@ -47,10 +47,8 @@ def execute(
         InputError: the folder holds records of another recipe or configuration, or what a stage refuses.
     """
     config, records, device = recipe.configuration(scale), Records(results), torch.device(device)
-    identity = {"recipe": recipe.name, "scale": scale, "configuration": repr(config)}
-    for stage in recipe.stages:
-        if records.has(stage):
-            _check_same(records.path(stage), identity)
+    identity = _identity(recipe, scale)
+    check_same(recipe, scale, records)
     bench = Bench.open(config, work=work, results=results, device=device)
     results.mkdir(parents=True, exist_ok=True)
     started_from = commit()  # what this process has loaded; the source tree may move on while it works
@@ -60,18 +58,34 @@ def execute(
         tell(stage)
         started = time.monotonic()
         records.write(stage, measure(bench), identity)
-        circumstances = {"command": command, "commit": started_from, "threads": torch.get_num_threads()}
+        circumstances = {
+            "command": command,
+            "commit": started_from,
+            "threads": torch.get_num_threads(),
+            "versions": {k: v for k, v in environment(device).items() if k != "pid"},
+        }
         _note(bench, identity, stage, {**circumstances, "seconds": round(time.monotonic() - started, 1)})
     write_atomically(results / REPORT, report(recipe, records, scale).encode())
     return records
 
 
-def _check_same(path: Path, identity: Mapping[str, str]) -> None:
-    _, provenance = read_record(path)
-    differing = [key for key, value in identity.items() if provenance.get(key) != value]
-    if differing:
-        held = "; ".join(f"{key}: there {provenance.get(key)}, asked {identity[key]}" for key in differing)
-        raise InputError(f"{path} is a record of something else ({held}); choose another folder")
+def _identity(recipe: Recipe, scale: str) -> dict[str, str]:
+    return {"recipe": recipe.name, "scale": scale, "configuration": repr(recipe.configuration(scale))}
+
+
+def check_same(recipe: Recipe, scale: str, records: Records) -> None:
+    """Whether records are of that recipe at that scale, as it is configured today.
+
+    Raises:
+        InputError: they are not, or one is damaged.
+    """
+    identity = _identity(recipe, scale)
+    for path in (records.path(stage) for stage in recipe.stages if records.has(stage)):
+        _, provenance = read_record(path)
+        differing = [key for key, value in identity.items() if provenance.get(key) != value]
+        if differing:
+            held = "; ".join(f"{key}: there {provenance.get(key)}, asked {identity[key]}" for key in differing)
+            raise InputError(f"{path} is a record of something else ({held}); choose another folder")
 
 
 def _note(bench: Bench, identity: Mapping[str, str], stage: str, circumstances: Mapping[str, Any]) -> None:
@@ -81,7 +95,6 @@ def _note(bench: Bench, identity: Mapping[str, str], stage: str, circumstances: 
     manifest = {
         **identity,
         "seeds": list(bench.setting.seeds),
-        "versions": {k: v for k, v in environment(bench.device).items() if k != "pid"},
         "stages": {**held.get("stages", {}), stage: circumstances},
     }
     write_atomically(path, (json.dumps(manifest, indent=2) + "\n").encode())

@@ -12,7 +12,7 @@ from certify.campaign.runner import Method as Certifier
 from paper_repro.recipes.bench import Bench, Setting
 from paper_repro.recipes.recipe import Above, Claim, Near, Recipe, Table
 from paper_repro.recipes.records import Record, Records, gather
-from paper_repro.recipes.statistics import Measured, average, difference, mean_of, over_seeds, share
+from paper_repro.recipes.statistics import Measured, average, between_trainings, difference, mean_of, over_seeds, share
 from paper_repro.training import NoiseAugmentation, Stability, Training
 from paper_repro.training.fit import Method
 
@@ -103,8 +103,12 @@ def _acr_of(records: Records, name: str) -> FloatArray:
     return np.maximum(_radius(records, name), 0.0)
 
 
+def _acr_pair(records: Records, sigma: float) -> tuple[FloatArray, FloatArray]:
+    return _acr_of(records, f"stability {sigma:g}"), _acr_of(records, f"gaussian {sigma:g}")
+
+
 def _gain(records: Records, sigma: float) -> Measured:
-    return difference(_acr_of(records, f"stability {sigma:g}"), _acr_of(records, f"gaussian {sigma:g}"))
+    return between_trainings(*_acr_pair(records, sigma))
 
 
 def _acr_table(records: Records) -> Table:
@@ -113,7 +117,7 @@ def _acr_table(records: Records) -> Table:
         if name in records["votes"].notes["names"]:
             ours = _acr_of(records, name)
             away = f"{ours.mean() - published:+.4f}"
-            gain = str(_gain(records, float(name.split()[1]))) if name.startswith("stability") else ""
+            gain = str(difference(*_acr_pair(records, float(name.split()[1])))) if name.startswith("stability") else ""
             body.append([name, mean_of(ours), f"{published:.4f}", away, gain])
     n = len(records["votes"].notes["example"])
     return [

@@ -127,8 +127,8 @@ class Claim:
         if not np.isfinite(measured.value):
             return Verdict("deviates", f"there is no number: {measured}")
         missed = f"{measured}, where {self.expected} was expected"
-        if isinstance(self.expected, Above) and measured.value > self.expected.margin:
-            missed += "; the sign agrees, but the interval does not exclude the margin"
+        if isinstance(self.expected, Above) and measured.high >= self.expected.margin:
+            missed += "; the interval does not exclude it"
         return Verdict("deviates", missed)
 
 

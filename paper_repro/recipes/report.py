@@ -38,11 +38,13 @@ def report(recipe: Recipe, records: Records, scale: str) -> str:
         except NotRecorded as missing:
             parts += [f"## {name}", f"Not run: {missing}."]
     parts += [
-        "Accuracies: mean +- standard deviation over seeds [holds every seed's exact 95 % interval over images].",
+        "Means: +- standard deviation over seeds [holds every seed's 95 % interval over images, exact for shares, "
+        "normal for radii and other numbers].",
         "## Claims",
         verdicts(recipe, records, scale).rstrip(),
-        "An order is reproduced where its whole interval lies above the margin. An interval says what it is over: the "
-        "images (95 %) and every seed, or the seeds alone (from the least to the largest).",
+        "An order is reproduced where its whole interval lies above the margin. An interval says what it is over: "
+        "images and seeds (it holds every seed's paired 95 % interval over images), or the seeds alone (from the "
+        "least to the largest).",
         "\n".join(f"* [{tag}] {meaning}." for tag, meaning in TAGS.items()),
         "## Deviations from the paper",
         "\n".join(f"* {deviation}" for deviation in recipe.deviations),

@@ -18,7 +18,7 @@ from paper_repro.recipes.bench import Bench, Setting, spaced
 from paper_repro.recipes.cost import cost_record, cost_table, passes
 from paper_repro.recipes.recipe import Above, Claim, Near, Recipe, Table
 from paper_repro.recipes.records import NotRecorded, Record, Records, gather
-from paper_repro.recipes.statistics import Measured, difference, exactly, mean_of, over_seeds, share
+from paper_repro.recipes.statistics import Measured, between_trainings, difference, exactly, mean_of, over_seeds, share
 from paper_repro.training import Erm, HalfAugmentation, NoiseAugmentation, Stability, Trades, Training
 from paper_repro.training.fit import Method
 
@@ -210,7 +210,7 @@ def _reused_table(records: Records) -> Table:
 
 def _acr_gain(records: Records) -> Measured:
     record = records["votes"]
-    return difference(_certified(record, "stn", "Cohen"), _certified(record, "gaussian", "Cohen"))
+    return between_trainings(_certified(record, "stn", "Cohen"), _certified(record, "gaussian", "Cohen"))
 
 
 def _least_excess(records: Records, larger: str, smaller: str) -> Measured:
@@ -296,7 +296,7 @@ _CLAIMS = (
         "Review of Li et al. (2019), on figure 2",
         "A",
         Above(),
-        lambda r: difference(_at_largest(r, "Linf", "trades"), _at_largest(r, "Linf", "stn")),
+        lambda r: between_trainings(_at_largest(r, "Linf", "trades"), _at_largest(r, "Linf", "stn")),
         ("small", "thorough", "paper"),
     ),
     Claim(
@@ -304,7 +304,7 @@ _CLAIMS = (
         "Review of Li et al. (2019), on figure 2",
         "A",
         Above(),
-        lambda r: difference(_at_least(r, "L2", "trades"), _at_least(r, "L2", "stn")),
+        lambda r: between_trainings(_at_least(r, "L2", "trades"), _at_least(r, "L2", "stn")),
     ),
     Claim(
         "Fresh noise at every step makes the attack no weaker: accuracy under the same draws less under fresh ones",

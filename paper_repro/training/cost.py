@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -13,9 +14,11 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from certify import InputError, Stream
+from certify.campaign.weights import load_weights
 from paper_repro.data import Data
-from paper_repro.training.fit import Method, initialise
+from paper_repro.training.fit import Diverged, Method, initialise
 from paper_repro.training.optimisation import Training
+from paper_repro.training.state import is_finite
 from paper_repro.training.step import Step
 
 
@@ -69,9 +72,9 @@ class Cost:
     """What a method costs.
 
     Attributes:
-        forwards: Passes forwards per training example and update.
+        forwards: Passes forwards per training example: those of the median update.
         backwards: Passes backwards, likewise.
-        seconds: Per epoch of updates: the median update, times the updates of an epoch.
+        seconds: Per epoch of updates: the median one of the same updates, times the updates of an epoch.
         memory: Peak bytes of tensors that one update allocates, weights and inputs not included.
     """
 
@@ -90,6 +93,7 @@ class _Trainee:
     optimizer: torch.optim.Optimizer
     memory: dict[str, Tensor] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
+    passes: list[Passes] = field(default_factory=list)
 
     def update(self, x: Tensor, y: Tensor, number: int, total: int, per_epoch: int) -> None:
         rng = Stream(0).child("update", number)
@@ -104,6 +108,7 @@ def measure(
     *,
     updates: int = 20,
     device: torch.device | str = "cpu",
+    start: Path | None = None,
 ) -> dict[str, Cost]:
     """Let methods take turns, update by update on the same batches, so that a busy machine slows all of them alike.
 
@@ -117,15 +122,17 @@ def measure(
         training: Batch size, optimiser, and the epochs that ramps refer to.
         updates: Of each method, after those two.
         device: Where to compute.
+        start: Weights of every network; None draws them.
 
     Raises:
         InputError: fewer examples than one batch, or no updates.
+        Diverged: a weight became NaN or infinite: such updates cost what no training does.
     """
     if len(data) < training.batch_size or updates < 1:
         raise InputError(f"need a batch of {training.batch_size} examples and an update; got {len(data)}, {updates}")
-    trainees = {name: _trainee(method, make_model(), training, device) for name, method in methods.items()}
+    trainees = {name: _trainee(method, make_model().to(device), training, start) for name, method in methods.items()}
     per_epoch = math.ceil(len(data) / training.batch_size)
-    passes, memory = {}, {}
+    memory = {}
     for number in range(updates + 2):
         first = number % (len(data) // training.batch_size) * training.batch_size
         x, y = (t[first : first + training.batch_size].to(device) for t in (data.x, data.y))
@@ -134,17 +141,20 @@ def measure(
             def update(trainee: _Trainee = trainee, number: int = number, x: Tensor = x, y: Tensor = y) -> None:
                 trainee.update(x, y, number, training.epochs * per_epoch, per_epoch)
 
-            if number == 0:
-                with counting(trainee.model) as passes[name]:
-                    update()
-            elif number == 1:
+            if number == 1:
                 memory[name] = _peak_memory(update, torch.device(device))
+            elif number == 0:
+                update()
             else:
-                trainee.seconds.append(_seconds(update, torch.device(device)))
+                with counting(trainee.model) as passes:
+                    trainee.seconds.append(_seconds(update, torch.device(device)))
+                trainee.passes.append(passes)
+            if not is_finite(trainee.model):
+                raise Diverged(f"a weight is not finite after update {number} of {name}")
     return {
         name: Cost(
-            forwards=passes[name].forwards / training.batch_size,
-            backwards=passes[name].backwards / training.batch_size,
+            forwards=median(p.forwards for p in trainee.passes) / training.batch_size,
+            backwards=median(p.backwards for p in trainee.passes) / training.batch_size,
             seconds=median(trainee.seconds) * per_epoch,
             memory=memory[name],
         )
@@ -152,8 +162,11 @@ def measure(
     }
 
 
-def _trainee(method: Method, model: nn.Module, training: Training, device: torch.device | str) -> _Trainee:
-    initialise(model.to(device), 0)
+def _trainee(method: Method, model: nn.Module, training: Training, start: Path | None) -> _Trainee:
+    if start is None:
+        initialise(model, 0)
+    else:
+        load_weights(model, start)
     model.train()
     return _Trainee(method, model, training.make_optimizer(model))
 

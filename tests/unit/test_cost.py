@@ -12,6 +12,7 @@ from certify import InputError, Stream, Threat
 from paper_repro.data import Data, digits
 from paper_repro.training import Erm, FreeTraining, PGDTraining, Training
 from paper_repro.training.cost import Cost, _peak_memory, counting, measure, table
+from paper_repro.training.fit import Diverged
 from paper_repro.training.step import Step
 from tests.networks import digits_mlp
 
@@ -110,6 +111,32 @@ def test_costs_are_in_multiples_of_plain_training() -> None:
     rows = table(measure(methods, digits_mlp, few(30), Training(2, batch_size=10), updates=1), "plain")
     assert [row["passes / plain"] for row in rows] == [1, 1, 8]
     assert rows[0]["time / plain"] == rows[0]["memory / plain"] == 1
+
+
+class Growing:
+    """Takes one more pass with every update; or leaves a weight that is no number."""
+
+    def __init__(self, diverges: bool = False) -> None:
+        self.diverges = diverges
+
+    def update(self, model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor, *, step: Step) -> Tensor:
+        for _ in range(step.number):
+            model(x)
+        if self.diverges and step.number == 2:
+            with torch.no_grad():
+                next(iter(model.parameters()))[0] = torch.nan
+        return torch.zeros(())
+
+
+def test_passes_are_those_of_the_median_update_that_is_timed() -> None:
+    costs = measure({"a": Growing()}, digits_mlp, few(30), Training(epochs=2, batch_size=10), updates=5)
+    assert costs["a"].forwards == 4, "updates 2 to 6"
+
+
+def test_the_cost_of_a_network_that_is_no_longer_one_is_none() -> None:
+    methods = {"a": Growing(), "b": Growing(diverges=True)}
+    with pytest.raises(Diverged, match=r"^a weight is not finite after update 2 of b$"):
+        measure(methods, digits_mlp, few(30), Training(epochs=2, batch_size=10), updates=1)
 
 
 def test_rows_are_quotients() -> None:

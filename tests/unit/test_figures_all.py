@@ -182,7 +182,7 @@ def smoothing_vs_ibp() -> Stages:
 
 
 def training_methods() -> Stages:
-    first, second = ["plain", "PGD-7", "TRADES-10", "Free-4"], ["constant", "cosine"]
+    first, second = ["plain", "PGD-7", "TRADES-10", "Free-4"], ["constant after warm-up", "cosine"]
     third = ["Gaussian", "Stability", "MACER", "Consistency", "SmoothAdv", "SmoothMix", "CAT-RS"]
     steps = np.array([1.0, 8.0, 12.0, 1.0])
     spent = {
@@ -471,12 +471,12 @@ def test_drawn_intervals_are_those_of_the_cells() -> None:
 
 
 def test_the_mean_of_what_was_found() -> None:
-    values = np.array([[1.0, 3.0, np.inf], [2.0, np.inf, np.inf]])
+    values = np.array([[1.0, 3.0, np.inf], [2.0, np.inf, 4.0]])
     found = found_mean(values)
-    # Seeds: 2 and 2; images: 1.5 and 3, whose mean has a standard error of 0.75.
-    assert found.value == 2.0
-    assert found.low == pytest.approx(2.25 - 1.959964 * 0.75)
-    assert found.high == pytest.approx(2.25 + 1.959964 * 0.75)
+    # Seeds: 2 and 3, each with a standard error of 1.
+    assert found.value == 2.5
+    assert found.low == pytest.approx(2 - 1.959964)
+    assert found.high == pytest.approx(3 + 1.959964)
     assert np.isnan(found_mean(np.array([[1.0], [np.inf]])).value)
     wide = found_mean(np.array([[0.0, 0.0], [4.0, 4.0]]))
     assert (wide.low, wide.value, wide.high) == (0.0, 2.0, 4.0)

@@ -31,10 +31,20 @@ from paper_repro.recipes import (
 )
 from paper_repro.recipes.bench import Bench, Setting, spaced
 from paper_repro.recipes.execute import MANIFEST, commit, execute
-from paper_repro.recipes.recipe import Above, Claim, Near
+from paper_repro.recipes.recipe import SCALES, Above, Claim, Near
 from paper_repro.recipes.records import NotRecorded, Record, Records, gather
 from paper_repro.recipes.report import report
-from paper_repro.recipes.statistics import Measured, average, difference, exactly, mean_of, over_seeds, ratio, share
+from paper_repro.recipes.statistics import (
+    Measured,
+    average,
+    between_trainings,
+    difference,
+    exactly,
+    mean_of,
+    over_seeds,
+    ratio,
+    share,
+)
 from paper_repro.training import Erm, FreeTraining, Training
 from paper_repro.training.cost import measure
 from tests.networks import digits_linear, digits_mlp
@@ -67,7 +77,7 @@ def test_the_difference_of_constants_is_exact() -> None:
     assert difference(first, second) == Measured(0.5, 0.5, 0.5)
 
 
-def test_the_interval_of_a_difference_is_normal_over_images() -> None:
+def test_the_interval_of_a_difference_of_numbers_is_normal_over_images() -> None:
     gaps = np.array([[0.0, 1.0, 0.0, 1.0]])
     found = difference(gaps, np.zeros((1, 4)))
     half = 1.959963985 * np.std([0, 1, 0, 1], ddof=1) / 2
@@ -78,8 +88,6 @@ def test_an_interval_holds_what_every_seed_says() -> None:
     """Images alone would leave none: the mean over seeds is 1 on every image."""
     gaps = np.array([[0.0] * 5, [2.0] * 5])
     assert difference(gaps, np.zeros((2, 5))) == Measured(1.0, 0.0, 2.0)
-    crossed = np.array([[0.0, 2.0], [2.0, 0.0]])
-    assert difference(crossed, np.zeros((2, 2))) == Measured(1.0, 1.0, 1.0), "the mean over seeds comes first"
     assert ratio(gaps + 1, np.ones((2, 5))) == Measured(2.0, 1.0, 3.0)
     assert over_seeds([1.0, 4.0, 7.0]) == Measured(4.0, 1.0, 7.0, "seeds")
 
@@ -101,10 +109,47 @@ def test_the_ratio_of_infinite_distances_is_no_number() -> None:
     assert math.isnan(ratio(lost, lost).value)
 
 
-def test_a_mean_over_seeds_is_taken_image_by_image() -> None:
-    """The seeds differ by much, the images' means not at all: the interval over images has no width."""
+def test_the_interval_of_a_mean_holds_those_of_all_seeds() -> None:
+    """Averaged image by image the seeds would leave no width; each of them has one, about its own mean."""
     values = np.array([[0.0, 2.0], [2.0, 0.0]])
-    assert mean_of(values) == "1.0000 +- 0.0000 [1.0000, 1.0000]"
+    half = 1.959963985 * np.std([0, 2], ddof=1) / np.sqrt(2)
+    assert mean_of(values) == f"1.0000 +- 0.0000 [{1 - half:.4f}, {1 + half:.4f}]"
+    apart = np.array([[0.0] * 5, [2.0] * 5])
+    assert mean_of(apart) == "1.0000 +- 1.4142 [0.0000, 2.0000]"
+
+
+def test_the_interval_of_a_difference_of_hits_has_a_width_where_all_images_agree() -> None:
+    """Half a pair more in each of the four cells; with many images that is next to the normal interval."""
+    agreed = difference(np.zeros((1, 20), bool), np.zeros((1, 20), bool))
+    assert (agreed.value, agreed.high) == (0.0, -agreed.low)
+    assert agreed.high == pytest.approx(1.959963985 * 1 / 22)
+    first, second = np.zeros((1, 1600), bool), np.zeros((1, 1600), bool)
+    first[0, :66] = second[0, 66:115] = True
+    found = difference(first, second)
+    shares = np.array([66.5, 49.5]) / 1602
+    half = 1.959963985 * math.sqrt((shares.sum() - np.subtract(*shares) ** 2) / 1602)
+    middle = np.subtract(*shares)
+    assert (found.value, found.low, found.high) == pytest.approx((17 / 1600, middle - half, middle + half))
+    normal = difference(first.astype(float), second.astype(float))
+    assert (found.low, found.high) == pytest.approx((normal.low, normal.high), abs=3e-4)
+
+
+def test_the_interval_of_a_difference_covers_where_seeds_vary() -> None:
+    """True difference 0; every seed's own lies about it as far as the mean over images does. Nominal: 95 %."""
+    rng, covered, runs = np.random.default_rng(5), 0, 300
+    for _ in range(runs):
+        images, seeds = rng.normal(size=200), rng.normal(size=(3, 1)) / np.sqrt(200)
+        found = difference(images + seeds + rng.normal(size=(3, 200)), np.zeros((3, 200)))
+        covered += found.low <= 0 <= found.high
+    assert covered / runs > 0.95
+
+
+def test_one_seed_decides_no_order_between_trainings() -> None:
+    first, second = np.full((1, 20), 2.0), np.full((1, 20), 1.0)
+    with pytest.raises(NotRecorded, match=r"^1 \[1, 1\] over images, one seed, and two seeds of one training"):
+        between_trainings(first, second)
+    both = np.full((2, 20), 2.0), np.full((2, 20), 1.0)
+    assert between_trainings(*both) == difference(*both)
 
 
 # Claims.
@@ -137,7 +182,9 @@ def test_a_verdict_says_why() -> None:
     near = claim(Near(2.0, 0.1), exactly(3.0)).judge(RECORDS, "small").because
     assert near == "3, where 2 +- 0.1 was expected"
     weak = claim(Above(), Measured(0.5, -0.1, 1.0)).judge(RECORDS, "small").because
-    assert weak.endswith("the sign agrees, but the interval does not exclude the margin")
+    assert weak.endswith("where > 0 was expected; the interval does not exclude it")
+    weaker = claim(Above(), Measured(-0.5, -1.1, 0.1)).judge(RECORDS, "small").because
+    assert weaker.endswith("where > 0 was expected; the interval does not exclude it")
     wrong = claim(Above(), Measured(-0.5, -1.0, -0.1)).judge(RECORDS, "small").because
     assert wrong == "-0.5 [-1, -0.1] over images and seeds, where > 0 was expected"
     none = claim(Above(), Measured(math.inf, 1.0, math.inf)).judge(RECORDS, "small")
@@ -163,9 +210,9 @@ def test_a_recalled_number_says_so() -> None:
 def test_misuse_of_claims_and_recipes() -> None:
     with pytest.raises(InputError, match=r"need a tag among A, B, C, D; got 'E'"):
         claim(Above(), exactly(1), "E")
-    with pytest.raises(InputError, match=r"need scales among smoke, small, lenet, fashion, cifar, thorough, paper, table; got \('huge',\)"):
+    with pytest.raises(InputError, match=rf"need scales among {', '.join(SCALES)}; got \('huge',\)"):
         replace(claim(Above(), exactly(1)), scales=("huge",))
-    with pytest.raises(InputError, match="need smoke and no scales but smoke, small, lenet, fashion, cifar, thorough, paper, table; got small"):
+    with pytest.raises(InputError, match=f"need smoke and no scales but {', '.join(SCALES)}; got small"):
         recipe({}, scales=("small",))
     with pytest.raises(InputError, match=r"need smoke and no scales but .*; got smoke, huge"):
         recipe({}, scales=("smoke", "huge"))
@@ -448,8 +495,9 @@ def test_a_stage_runs_once_and_a_killed_run_goes_on_with_the_stage_it_was_in(tmp
         ("second", "two"),
     ]
     assert manifest["seeds"] == [0, 1, 2]
-    assert manifest["versions"]["torch"] == torch.__version__
-    assert "pid" not in manifest["versions"]
+    for stage in manifest["stages"].values():
+        assert stage["versions"]["torch"] == torch.__version__
+        assert "pid" not in stage["versions"]
     text = report(made, records, "smoke")
     assert (folders["results"] / "report.md").read_text(encoding="utf-8") == text
     for part in ("| 2.0", "reproduced", "[C, recalled, not published]", "* none but this"):
@@ -526,6 +574,9 @@ def test_run_and_check_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (ran.exit_code, checked.exit_code) == (0, 0)
     assert "1 reproduced, 0 deviates, 0 not run" in checked.stdout
     assert checked.stdout == ran.stdout
+    other = CliRunner().invoke(app, ["check", "tiny", "--scale", "small", "--out", out])
+    assert isinstance(other.exception, InputError), "numbers of one scale do not judge another's claims"
+    assert "scale: there smoke, asked small" in str(other.exception)
     assert "tiny, smoke: first" in ran.stderr
     manifest = json.loads((tmp_path / "out" / MANIFEST).read_text(encoding="utf-8"))
     assert manifest["stages"]["first"]["command"] == "python -m paper_repro run tiny"
