@@ -4,6 +4,7 @@ from paper_repro.recipes import (
     deep_defense,
     free_at,
     loss_landscape,
+    masking_of_g,
     published_table,
     smoothing_vs_ibp,
     stability,
@@ -16,6 +17,7 @@ RECIPES: dict[str, Recipe] = {
     for module in (
         free_at,
         stability,
+        masking_of_g,
         deep_defense,
         loss_landscape,
         smoothing_vs_ibp,

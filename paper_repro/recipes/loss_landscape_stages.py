@@ -25,6 +25,7 @@ from certify.campaign.weights import load_weights
 from certify.threat import Norm
 from paper_repro.models.checkpoint import WEIGHTS
 from paper_repro.recipes.bench import Bench, Setting, spaced
+from paper_repro.recipes.checklist import codes, titles
 from paper_repro.recipes.records import Record, gather
 from paper_repro.training import (
     FastTraining,
@@ -356,15 +357,15 @@ def masking(bench: Bench) -> Record:
     config: LossLandscape = bench.config
     data = spaced(bench.test, config.checked)
     x, y = data.x.to(bench.device), data.y.to(bench.device)
-    codes, titles = {"passes": 0, "inconclusive": 1, "flagged": 2}, list[str]()
+    checks: list[str] = []
 
     def measure(name: str, seed: int) -> dict[str, NDArray[np.generic]]:
         network, other = _variant(bench, name, seed), _at(bench, 0.0, seed)
         rng = Stream(seed).child("masking")
         found = masking_report(network, x, y, threat=config.threat, rng=rng, effort=config.effort, surrogate=other)
-        titles[:] = [f"{c.number} {c.name}" for c in found.checks]
-        return {"verdict": np.array([codes[c.verdict] for c in found.checks])}
+        checks[:] = titles(found)
+        return {"verdict": codes(found)}
 
     names = [WARMED, "cosine", "one step with random start"]
     arrays = gather(names, config.setting.seeds, measure)
-    return Record(arrays, {"names": names, "checks": titles, "effort": repr(config.effort)})
+    return Record(arrays, {"names": names, "checks": checks, "effort": repr(config.effort)})

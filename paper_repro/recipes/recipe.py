@@ -85,6 +85,7 @@ class Claim:
         expected: A cell with its tolerance, or an order with its margin.
         measure: The number that the records give.
         scales: Where it is meant; elsewhere it ends as not run.
+        reasons: By scale, why it deviates there.
 
     Raises:
         InputError: an unknown tag or scale.
@@ -96,6 +97,7 @@ class Claim:
     expected: Near | Above
     measure: Callable[[Records], Measured]
     scales: tuple[Scale, ...] = ("small", "lenet", "fashion", "cifar", "paper")
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.tag not in get_args(Tag):
@@ -124,12 +126,15 @@ class Claim:
             return Verdict("not run", str(missing))
         if self.expected.holds(measured):
             return Verdict("reproduced", str(measured))
+        return Verdict("deviates", "; ".join(filter(None, [self._missed(measured), self.reasons.get(scale, "")])))
+
+    def _missed(self, measured: Measured) -> str:
         if not np.isfinite(measured.value):
-            return Verdict("deviates", f"there is no number: {measured}")
+            return f"there is no number: {measured}"
         missed = f"{measured}, where {self.expected} was expected"
         if isinstance(self.expected, Above) and measured.high >= self.expected.margin:
             missed += "; the interval does not exclude it"
-        return Verdict("deviates", missed)
+        return missed
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -220,6 +220,7 @@ _CLAIMS = (
         "D",
         Above(),
         _least_radius_gain,
+        reasons={"small": "200 images are too few to tell two points"},
     ),
     Claim(
         "At L2 1 smoothing certifies more than IBP restated from Linf: difference in certified accuracy",

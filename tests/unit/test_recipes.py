@@ -33,7 +33,7 @@ from paper_repro.recipes.bench import Bench, Setting, spaced
 from paper_repro.recipes.execute import MANIFEST, commit, execute
 from paper_repro.recipes.recipe import SCALES, Above, Claim, Near
 from paper_repro.recipes.records import NotRecorded, Record, Records, gather
-from paper_repro.recipes.report import report
+from paper_repro.recipes.report import judge, report
 from paper_repro.recipes.statistics import (
     Measured,
     average,
@@ -187,6 +187,8 @@ def test_a_verdict_says_why() -> None:
     assert weaker.endswith("where > 0 was expected; the interval does not exclude it")
     wrong = claim(Above(), Measured(-0.5, -1.0, -0.1)).judge(RECORDS, "small").because
     assert wrong == "-0.5 [-1, -0.1] over images and seeds, where > 0 was expected"
+    known = replace(claim(Above(), Measured(-0.5, -1.0, -0.1)), reasons={"small": "too few epochs"})
+    assert known.judge(RECORDS, "small").because == f"{wrong}; too few epochs"
     none = claim(Above(), Measured(math.inf, 1.0, math.inf)).judge(RECORDS, "small")
     assert none.state == "reproduced"
     lost = claim(Above(), Measured(math.nan, math.nan, math.nan)).judge(RECORDS, "small").because
@@ -221,6 +223,17 @@ def test_misuse_of_claims_and_recipes() -> None:
 
 
 # The recipes as declared.
+
+
+@pytest.mark.parametrize(
+    "manifest", sorted(command.RESULTS.glob(f"*/*/{MANIFEST}")), ids=lambda p: p.parent.parent.name
+)
+def test_what_deviates_says_why(manifest: Path) -> None:
+    """Of the claims on committed records."""
+    name, scale = manifest.parent.parent.name, manifest.parent.name
+    if name in RECIPES:
+        for c, verdict in zip(RECIPES[name].claims, judge(RECIPES[name], Records(manifest.parent), scale), strict=True):
+            assert verdict.state != "deviates" or c.reasons.get(scale), c.text
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -598,7 +611,7 @@ def test_check_without_records_ends_every_claim_as_not_run(tmp_path: Path, monke
         (["run", "none"], "need a recipe among free_at, .*; got 'none'"),
         (["run", "free_at", "--scale", "table"], "need a scale among smoke, small, paper; got 'table'"),
         (["check", "--scale", "huge"], "need a scale among smoke, small, paper; got 'huge'"),
-        (["check", "--out", "somewhere"], "need one recipe with a folder of records; got 7"),
+        (["check", "--out", "somewhere"], f"need one recipe with a folder of records; got {len(RECIPES)}"),
     ],
 )
 def test_misuse_of_the_command_line(arguments: list[str], message: str, tmp_path: Path) -> None:
