@@ -3,7 +3,7 @@
 from paper_repro.models.checkpoint import import_pickle, save_checkpoint
 from paper_repro.models.deep_defense import deep_defense_convnet, deep_defense_lenet, deep_defense_mlp
 from paper_repro.models.resnet import cifar_resnet, preact_resnet18, resnet20, resnet110
-from paper_repro.models.small import lenet, linear, mlp, wong_kolter
+from paper_repro.models.small import lenet, linear, mlp, mnist_challenge, wong_kolter
 
 __all__ = [
     "cifar_resnet",
@@ -14,6 +14,7 @@ __all__ = [
     "lenet",
     "linear",
     "mlp",
+    "mnist_challenge",
     "preact_resnet18",
     "resnet20",
     "resnet110",

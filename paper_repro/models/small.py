@@ -47,6 +47,28 @@ def wong_kolter(channels: int = 1, side: int = 28, classes: int = 10) -> nn.Sequ
     )
 
 
+def mnist_challenge() -> nn.Sequential:
+    """Padded 5 x 5 convolutions of 32 and 64 filters, each before a pooling, 1024 hidden units; 28 x 28 images.
+
+    Weights lie with the channels last, and ReLU comes after pooling, as for LeNet.
+
+    Source: the architecture of mnist_challenge (Madry et al. 2018); its weights are not read here.
+    """
+    return nn.Sequential(
+        Normalize([0.0], [1.0]),
+        nn.Conv2d(1, 32, 5, padding=2),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 5, padding=2),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(64 * 7**2, 1024),
+        nn.ReLU(),
+        nn.Linear(1024, 10),
+    ).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
 def mlp(channels: int = 1, side: int = 28, hidden: int = 100, classes: int = 10) -> nn.Sequential:
     """Two hidden layers.
 

@@ -1,6 +1,7 @@
 """One file per paper: configuration, stages, tables, claims, deviations."""
 
 from paper_repro.recipes import (
+    challenge,
     deep_defense,
     free_at,
     loss_landscape,
@@ -16,6 +17,7 @@ RECIPES: dict[str, Recipe] = {
     module.RECIPE.name: module.RECIPE
     for module in (
         free_at,
+        challenge,
         stability,
         masking_of_g,
         deep_defense,

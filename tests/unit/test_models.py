@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import max_pool2d, relu
 
 from certify.layers import Normalize
-from paper_repro.models import lenet, linear, mlp, wong_kolter
+from paper_repro.models import lenet, linear, mlp, mnist_challenge, wong_kolter
 from tests.networks import digits_linear, digits_mlp
 
 NETWORKS: list[tuple[Callable[..., nn.Sequential], dict[str, int], tuple[int, ...], int]] = [
@@ -18,6 +18,7 @@ NETWORKS: list[tuple[Callable[..., nn.Sequential], dict[str, int], tuple[int, ..
     (wong_kolter, {"channels": 3, "side": 32, "classes": 4}, (3, 32, 32), 4),
     (mlp, {}, (1, 28, 28), 10),
     (mlp, {"channels": 2, "side": 5, "hidden": 7, "classes": 3}, (2, 5, 5), 3),
+    (mnist_challenge, {}, (1, 28, 28), 10),
     (linear, {}, (1, 28, 28), 10),
     (linear, {"channels": 2, "side": 5, "classes": 3}, (2, 5, 5), 3),
     (digits_mlp, {}, (1, 8, 8), 10),
