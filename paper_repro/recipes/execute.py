@@ -101,7 +101,10 @@ def _note(bench: Bench, identity: Mapping[str, str], stage: str, circumstances: 
 
 
 def commit() -> str | None:
-    """The commit of this source tree, with a + where files differ from it; None where there is none."""
+    """The commit of this source tree, with a + where files differ from it; None where there is none.
+
+    Results do not count: they are what runs leave behind.
+    """
     here = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
@@ -110,7 +113,7 @@ def commit() -> str | None:
     try:
         git("ls-files", "--error-unmatch", "execute.py")  # an installed copy may lie in somebody else's repository
         return git("rev-parse", "--short", "HEAD") + (
-            "+" if git("status", "--porcelain", "--untracked-files=no") else ""
+            "+" if git("status", "--porcelain", "--untracked-files=no", ":/", ":!/paper_repro/results") else ""
         )
     except (CalledProcessError, OSError):
         return None

@@ -107,6 +107,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_the_quickstart_runs_as_it_stands(runner: Runner, folder: Path) -> None:
     names = run_page(DOCS / "quickstart.md", runner)
     assert {f.suffix for f in (folder / "figures").iterdir()} == {".png", ".pdf", ".md", ".csv", ".tex"}
+    for page in ("report", "stored"):
+        assert "<html" in (folder / page / "report.html").read_text(encoding="utf-8")
     with Store(folder / "mine.sqlite") as store:
         (results,) = store.results()  # the second command resumed the first: one run, each example once
     assert results.example.tolist() == names["test"].id[0:360:3].tolist()

@@ -651,3 +651,72 @@ def test_a_recipe_without_committed_records_has_no_number_on_the_page() -> None:
         found = re.search(r"run (\w+) --scale (\w+)", row[3])
         if found and not (command.RESULTS / found[1] / found[2] / MANIFEST).is_file():
             assert row[4].startswith(("not run yet", "not a number")), row[0]
+
+
+NUMBER = r"-?\d+(?:\.\d+)?(?:e-\d+)?"
+INTERVAL = re.compile(rf"({NUMBER})(?: \+- {NUMBER})?(?: %| points)? \[({NUMBER}), ({NUMBER})\]")
+DEVIATION = re.compile(rf"({NUMBER}) \+- ({NUMBER})")
+
+
+def _tables_of(heading: str, row: str) -> str:
+    """The reports of the recipes that a heading and a row name, at the scales that the row names, or else at small."""
+    recipes = set(re.findall(r"`(\w+)`", heading)) | set(re.findall(r"\w+", row)) & set(RECIPES)
+    scales = {*re.findall(r"--scale (\w+)", row)} or {"small"}
+    reports = [command.RESULTS / recipe / scale / "report.md" for recipe in recipes for scale in scales]
+    return "".join(path.read_text(encoding="utf-8") for path in reports if path.is_file())
+
+
+def _is_rounded(quoted: str, recorded: str, unit: float) -> bool:
+    """Whether a number is a recorded one, given to at least four digits, in that unit and to the digits quoted."""
+    whole, _, fraction = recorded.lstrip("-").partition(".")
+    digits = max(len(fraction), 4 - len(whole.lstrip("0")))  # closing zeros may be left out
+    rounding = unit * 10.0**-digits + 10.0 ** -len(quoted.partition(".")[2])
+    return abs(float(quoted) - unit * float(recorded)) <= rounding / 2 + 1e-9
+
+
+def _not_recorded(heading: str, row: str) -> list[str]:
+    """What a row quotes with an interval or a deviation, and the tables do not hold, as it is or in percent."""
+    tables, quoted = _tables_of(heading, row), row.rpartition(" | ")[2]
+    missing = []
+    for form, parts in ((INTERVAL, r"\[-?\d[^]]*\]"), (DEVIATION, r"\+-")):
+        found = list(form.finditer(quoted))
+        if len(found) != len(re.findall(parts, quoted)):
+            missing.append(f"a number of the form {form.pattern}")
+        held = form.findall(tables)
+        for match in found:
+            numbers = match.groups()
+            if not any(
+                all(_is_rounded(q, r, unit) for q, r in zip(numbers, recorded, strict=True))
+                for recorded in held
+                for unit in (1, 100)
+            ):
+                missing.append(match[0])
+    return missing
+
+
+def test_quoted_intervals_and_deviations_are_those_of_the_records() -> None:
+    heading, quoting = "", 0
+    for line in DEMANDS.splitlines():
+        if line.startswith("## "):
+            heading = line
+        elif named := re.match(r"\| ([FSDLM]\d+) \|", line):
+            missing = _not_recorded(heading, line)
+            quoting += " [" in line or "+-" in line
+            assert not missing, f"{named[1]}: {missing}"
+    assert quoting >= 15
+
+
+@pytest.mark.parametrize(
+    ("quoted", "holds"),
+    [
+        ("-38.6 points [-44.2, -33.5]", True),
+        ("-0.39 [-0.44, -0.33]", True),
+        ("-38.6 points [-42.4, -34.8]", False),
+        ("42.0 points [39.0, 45.0]", False),
+        ("31.9 +- 0.6 %", True),
+        ("31.9 +- 0.7 %", False),
+        ("in the mean -38.6, over seeds [-44.2, -33.5]", False),
+    ],
+)
+def test_a_number_that_no_record_holds_is_noticed(quoted: str, holds: bool) -> None:
+    assert bool(_not_recorded("## (recipe `free_at`)", f"| F0 | `run free_at --scale small` | {quoted} |")) != holds
