@@ -13,7 +13,7 @@ from paper_repro.recipes.statistics import accuracy
 def draw(figure: Figure, records: Records) -> None:
     """Draw a curve for every network, and a mark with its bar at every budget of the table.
 
-    The marks of a budget stand a little apart, so that their bars do not hide each other.
+    Bars stand a little beside their marks, so that they do not hide each other.
     """
     record = records["distances"]
     names, budgets = record.notes["names"], record.notes["budgets"]
@@ -26,7 +26,7 @@ def draw(figure: Figure, records: Records) -> None:
         axes.plot(grid, [float(beyond(distance, b).mean()) for b in grid], lw=1, **(look | {"marker": ""}))
         places = [b + 0.006 * stop * (k - (len(names) - 1) / 2) for b in budgets]
         found = [accuracy(beyond(distance, b)) for b in budgets]
-        axes.plot(places, [v.value for v in found], ms=4, fillstyle="none", **(look | {"ls": ""}))
+        axes.plot(budgets, [v.value for v in found], ms=4, fillstyle="none", **(look | {"ls": ""}))
         axes.vlines(places, [v.low for v in found], [v.high for v in found], color=look["color"], lw=1)
         axes.plot([], [], label=name, ms=4, lw=1, fillstyle="none", **look)
     axes.set(xlabel="L2 budget (input units)", ylabel="accuracy", xlim=(0, stop), ylim=SHARES)

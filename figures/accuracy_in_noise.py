@@ -9,6 +9,7 @@ from analysis.evaluation import round_down, round_up
 from analysis.noise_curve import NoiseCurve
 from certify.campaign.tables import Format, as_text
 from certify.errors import InputError
+from figures.marks import style
 from figures.page import write
 
 
@@ -49,12 +50,14 @@ def _counts(curve: NoiseCurve) -> list[str]:
 
 def _draw(figure: Figure, curves: Mapping[str, NoiseCurve]) -> None:
     axes = figure.subplots()
-    for name, curve in curves.items():
-        sigmas = curve.method.sigmas
-        bars = axes.errorbar(sigmas, curve.mean.tolist(), curve.sd.tolist(), lw=1.6, capsize=3, marker="o", ms=3)
+    for k, (name, curve) in enumerate(curves.items()):
+        sigmas, look = curve.method.sigmas, style(k)
+        bars = axes.errorbar(
+            sigmas, curve.mean.tolist(), curve.sd.tolist(), lw=1.4, capsize=3, ms=5, fillstyle="none", **look
+        )
         bars.set_label(f"{name}: n = {curve.n}, {curve.method.draws} draws")
         low, high = zip(*curve.interval, strict=True)
-        axes.fill_between(sigmas, low, high, color=bars.lines[0].get_color(), alpha=0.15, lw=0)
+        axes.fill_between(sigmas, low, high, color=look["color"], alpha=0.15, lw=0)
     rho = next(iter(curves.values())).method.rho
     axes.set(
         xlabel="standard deviation of the noise (input units)",
@@ -63,4 +66,4 @@ def _draw(figure: Figure, curves: Mapping[str, NoiseCurve]) -> None:
         title=f"Line: mean, bars: one s.d. over draws. Shade: exact {100 * (1 - rho):g} % interval for the population.",
     )
     axes.title.set_fontsize(10)
-    figure.legend(loc="outside lower left", fontsize=8)
+    figure.legend(loc="outside lower left", fontsize=8, handlelength=4)

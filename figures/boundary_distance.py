@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from analysis.boundary_distance import BoundaryDistances
 from certify.campaign.tables import Format, as_text
 from certify.errors import InputError
+from figures.marks import style
 from figures.page import write
 
 HEADER = ["network", "n", "misclassified", "sigma above ceiling", "no error found", "used", "slope", "mu", "draws"]
@@ -51,13 +52,14 @@ def _row(name: str, result: BoundaryDistances) -> list[str]:
 def _draw(figure: Figure, results: Mapping[str, BoundaryDistances]) -> None:
     axes = figure.subplots()
     largest = 0.0
-    for name, result in results.items():
+    for k, (name, result) in enumerate(results.items()):
         # Misclassified examples are at 0, where prediction and distance agree.
         drawn = result.used | (result.sigma == 0)
         predicted, distance = result.predicted[drawn], result.distance[drawn]
         slope = "no slope" if math.isnan(result.slope) else f"slope {result.slope:.3f}"
         label = f"{name}: {len(predicted)} of {len(result.sigma)} images, {slope}"
-        axes.scatter(predicted.tolist(), distance.tolist(), s=8, alpha=0.6, lw=0, label=label)
+        look = style(k) | {"ls": ""}
+        axes.plot(predicted.tolist(), distance.tolist(), ms=4, mew=0.8, fillstyle="none", label=label, **look)
         largest = max([largest, *predicted.tolist(), *distance.tolist()])
     axes.plot([0, largest], [0, largest], "k--", lw=1, label="half-space: distance = prediction")
     mu = next(iter(results.values())).method.mu

@@ -1,15 +1,28 @@
 """Free training: accuracy against the budget of updates, a line for every m, beside plain and PGD training."""
 
+import re
+
 import numpy as np
 from matplotlib.figure import Figure
 
-from figures.captions import about
+from figures.captions import ACCURACY, BESIDE, about
 from figures.marks import SHARES, legend, line, log_axis, style, title
 from paper_repro.recipes.records import Record, Records
 from paper_repro.recipes.statistics import Measured, accuracy
 
 _APART = 1.06
 """Lines stand a little apart along the axis, so that their bars do not hide each other."""
+
+
+def says(record: Record) -> str:
+    """What there is to see; an update of PGD is not to be had at the price of the others."""
+    found = re.search(r"\bpgd=PGDTraining\(.*?\bsteps=(\d+)", record.notes.get("configuration", ""))
+    steps, cost = (found[1], str(int(found[1]) + 1)) if found else ("K", "K + 1")
+    return (
+        "Robust and clean accuracy against epochs of updates, replays counted, a line for every m. An update of plain "
+        f"or Free training costs one forward and backward pass, an update of PGD-{steps} costs {cost}. {BESIDE} "
+        f"{ACCURACY}"
+    )
 
 
 def draw(figure: Figure, records: Records) -> None:

@@ -2,15 +2,19 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from certify.campaign.tables import Format, Row, read_source, render, row_of
+from figures.marks import style
 from figures.page import write
 
 _POINTS = 400
+_BETWEEN_MARKS = 0.12
+"""Of a curve's marks, in parts of the diagonal of the axes."""
 
 
 def certified_accuracy(sources: Sequence[Path], out: Path, radii: Sequence[float], *, rho: float = 0.05) -> list[Path]:
@@ -36,11 +40,11 @@ def certified_accuracy(sources: Sequence[Path], out: Path, radii: Sequence[float
     return write("certified_accuracy", out, lambda figure: _draw(figure, curves), table)
 
 
-def draw_curve(axes: Axes, row: Row, label: str, style: str = "-") -> None:
+def draw_curve(axes: Axes, row: Row, label: str, look: dict[str, Any]) -> None:
     """One run's observed curve, shaded down to the simultaneous population bound, at the radii it was read at."""
     a = row.accuracy
-    (line,) = axes.plot(a.radii, a.observed, style, lw=1.6, label=label)
-    axes.fill_between(a.radii, a.band, a.observed, color=line.get_color(), alpha=0.15, lw=0)
+    axes.plot(a.radii, a.observed, lw=1.6, ms=5, fillstyle="none", markevery=_BETWEEN_MARKS, label=label, **look)
+    axes.fill_between(a.radii, a.band, a.observed, color=look["color"], alpha=0.15, lw=0)
 
 
 def describe_curve(row: Row) -> str:
@@ -51,8 +55,8 @@ def describe_curve(row: Row) -> str:
 
 def _draw(figure: Figure, curves: Sequence[Row]) -> None:
     axes = figure.subplots()
-    for row in curves:
-        draw_curve(axes, row, f"{row.name}: {describe_curve(row)}")
+    for k, row in enumerate(curves):
+        draw_curve(axes, row, f"{row.name}: {describe_curve(row)}", style(k))
     rho = curves[0].accuracy.rho
     norms = sorted({row.norm for row in curves})
     axes.set(
@@ -63,4 +67,4 @@ def _draw(figure: Figure, curves: Sequence[Row]) -> None:
         title=f"Line: observed. Shade: down to the {100 * (1 - rho):g} % simultaneous population bound.",
     )
     axes.title.set_fontsize(10)
-    figure.legend(loc="outside lower left", fontsize=8)
+    figure.legend(loc="outside lower left", fontsize=8, handlelength=4)

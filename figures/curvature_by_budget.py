@@ -2,7 +2,7 @@
 
 from matplotlib.figure import Figure
 
-from figures.captions import about
+from figures.captions import about, images
 from figures.marks import legend, line, style, title
 from paper_repro.recipes.records import Records
 from paper_repro.recipes.statistics import over_seeds
@@ -25,5 +25,6 @@ def draw(figure: Figure, records: Records) -> None:
     panels[0].set(ylabel="curvature of the loss")
     panels[0].set_title("along the top eigenvector", fontsize=10)
     panels[1].set_title("along a random direction", fontsize=10)
-    title(figure, f"Curvature over a distance h = {record.notes['h']:g} in parameter space: {about(record)}")
+    whole = about(record, images(record, "training images"))
+    title(figure, f"Curvature over a distance h = {record.notes['h']:g} in parameter space: {whole}")
     legend(figure, panels[0])

@@ -1,5 +1,6 @@
 """Every figure and every table, from the committed records alone."""
 
+import csv
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -11,21 +12,18 @@ from tempfile import TemporaryDirectory
 
 from matplotlib.figure import Figure
 
-from analysis.boundary_distance import BoundaryDistances
-from analysis.noise_curve import NoiseCurve
-from analysis.records import read_record
 from certify.campaign.tables import Format, as_text
 from certify.errors import InputError
-from figures.accuracy_in_noise import accuracy_in_noise
-from figures.boundary_distance import boundary_distance
 from figures.certified_accuracy import certified_accuracy
 from figures.compare import compare
 from figures.input_surface import input_surface
 from figures.page import write, write_table
-from figures.recipe_figures import FIGURES, Picture
-from figures.weight_surface import weight_surface
+from figures.recipe_figures import FIGURES, SECOND, Picture
+from figures.side_files import BESIDE, surface_caption
+from figures.table_captions import CAPTIONS
 from paper_repro.recipes import RECIPES, Recipe
 from paper_repro.recipes.execute import MANIFEST, REPORT
+from paper_repro.recipes.recipe import Table
 from paper_repro.recipes.records import NotRecorded, Records
 from paper_repro.recipes.report import report
 
@@ -99,22 +97,40 @@ def _rebuild(folder: Path, out: Path, rebuilt: Rebuilt) -> None:
 
 
 def _of_recipe(recipe: Recipe, folder: Path, target: Path) -> list[Entry]:
-    """Every table of a recipe, with its picture where it has one."""
+    """Every table of a recipe, with its pictures where it has some."""
     records, entries = Records(folder), []
     for title, table in recipe.tables.items():
-        try:
-            header, body = table(records)
-        except NotRecorded as missing:
-            entries.append(Entry(title, f"Not run: {missing}."))
-            continue
-        text = partial(_text, header, body)
-        picture = FIGURES.get((recipe.name, title))
-        if picture is None:
-            entries.append(Entry(title, "", write_table(slug(title), target, text)))
+        key = recipe.name, title
+        picture, caption = FIGURES.get(key), CAPTIONS.get(key)
+        if picture is not None:
+            entries.append(_pictured(title, picture, table, records, target))
         else:
-            files = write(picture.name, target, partial(_draw, picture, records), text)
-            entries.append(Entry(title, picture.caption(records), files))
+            entries.append(
+                _entry(title, table, records, partial(write_table, slug(title), target), caption and caption.text)
+            )
+        if key in SECOND:
+            second = SECOND[key]
+            entries.append(_pictured(second.title, second.picture, second.table, records, target))
     return entries
+
+
+def _pictured(title: str, picture: Picture, table: Callable[[Records], Table], records: Records, target: Path) -> Entry:
+    files = partial(write, picture.name, target, partial(_draw, picture, records))
+    return _entry(title, table, records, files, picture.caption)
+
+
+def _entry(
+    title: str,
+    table: Callable[[Records], Table],
+    records: Records,
+    write_files: Callable[[Callable[[Format], str]], list[Path]],
+    caption: Callable[[Records], str] | None,
+) -> Entry:
+    try:
+        header, body = table(records)
+    except NotRecorded as missing:
+        return Entry(title, f"Not run: {missing}.")
+    return Entry(title, caption(records) if caption else "", write_files(partial(_text, header, body)))
 
 
 def _text(header: Sequence[str], body: Sequence[Sequence[str]], form: Format) -> str:
@@ -149,76 +165,42 @@ def _plain_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.npz"), key=lambda p: (not p.stem.startswith("plain"), p.name))
 
 
-def _noise(sources: Sequence[Path], out: Path) -> list[Path]:
-    return accuracy_in_noise({source.stem: NoiseCurve.load(source) for source in sources}, out)
-
-
-def _boundary(sources: Sequence[Path], out: Path) -> list[Path]:
-    return boundary_distance({source.stem: BoundaryDistances.load(source) for source in sources}, out)
-
-
-_BESIDE: dict[str, tuple[str, Callable[[Sequence[Path], Path], list[Path]], str]] = {
-    "input_surface": (
-        "Input surfaces, first seed",
-        input_surface,
-        "Mean cross-entropy around the same test images, on shared axes in units of eps; numbers are below each panel.",
-    ),
-    "accuracy_in_noise": (
-        "Accuracy in noise, first seed",
-        _noise,
-        "Accuracy against sigma in input units, with n and draws in the legend. Bars: one standard deviation over "
-        "draws; shade: exact 95 % interval for the population.",
-    ),
-    "boundary_distance": (
-        "Distance to the boundary, first seed",
-        _boundary,
-        "A point for every test image, both axes in input units (L2); n is in the legend. No interval.",
-    ),
-    "weight_surface": (
-        "Loss along a line through the weights, first seed",
-        weight_surface,
-        "Mean cross-entropy of training images, in units of the filters' own norms. No interval: one line of one seed.",
-    ),
-}
-"""Folders of side files in a recipe's results: title, existing figure, caption."""
-
-
 def _beside(folder: Path, target: Path) -> list[Entry]:
     """The figures of the side files that stages leave: surfaces, curves, and stores of certificates."""
-    entries = []
-    for name, (title, draw, caption) in _BESIDE.items():
+    entries, records = [], Records(folder)
+    for name, beside in BESIDE.items():
         sources = _plain_first(folder / name)
         if sources:
-            entries.append(Entry(title, caption, draw(sources, target / FIRST_SEED)))
-    records = Records(folder)
+            caption = beside.caption(sources, records)
+            entries.append(Entry(beside.title, caption, beside.draw(sources, target / FIRST_SEED)))
     for store in sorted(folder.glob("seed-*.sqlite")):
         dimension = records["certificates"].notes["dimension"]
         seed = store.stem.removeprefix("seed-")
-        caption = (
-            f"Every certifier and attack, native and converted, in input units. Intervals: exact 95 %. Seed {seed}."
-        )
         with TemporaryDirectory() as scratch:
             # Opening a store may write beside it, and results are only read.
             copy = Path(scratch) / store.name
             copyfile(store, copy)
             files = compare([copy], target / store.stem, dimension=dimension)
+        caption = (
+            "Every certifier and attack, native and converted, in input units. Curves and marks: observed shares; the "
+            f"table holds their exact 95 % intervals over images. n = {_counts(files)} images, seed {seed}."
+        )
         entries.append(Entry(f"All certifiers and attacks, seed {seed}", caption, files))
     return entries
 
 
 def _older_surfaces(folder: Path, target: Path) -> Entry:
     sources = _plain_first(folder)
-    _, provenance = read_record(sources[0])
-    caption = f"{_BESIDE['input_surface'][2]} {provenance['data']}, seed {provenance['seed']}."
-    return Entry("Input surfaces", caption, input_surface(sources, target))
+    return Entry("Input surfaces", surface_caption(sources, Records(folder)), input_surface(sources, target))
 
 
 def _older_logs(radii: Sequence[float], what: str, folder: Path, target: Path) -> Entry:
     files = certified_accuracy(sorted(folder.glob("*.tsv")), target, radii)
-    seeds = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["seeds"]
+    trained = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["seeds"]
     caption = (
-        f"{what} Shade: down to the 95 % simultaneous population bound; m is in the legend. A log does not state its "
-        f"alpha: 0.001 is assumed, which is more than a certain certificate needs. Seeds {seeds}."
+        f"{what} Shade: down to the 95 % simultaneous population bound. A log does not state its alpha: 0.001 is "
+        f"assumed, which is more than a certain certificate needs. n = {_counts(files)} images, "
+        f"{'seed' if len(trained) == 1 else 'seeds'} {', '.join(map(str, trained))}; the interval is over images alone."
     )
     return Entry("Certified accuracy, from the exported logs", caption, files)
 
@@ -229,6 +211,13 @@ _OLDER: dict[str, Callable[[Path, Path], Entry]] = {
     "interval_training": partial(_older_logs, (0, 0.1, 0.2999), "Verified accuracy at one Linf eps for each network."),
 }
 """Folders of results that are no recipe's, and what can be made of them."""
+
+
+def _counts(files: Sequence[Path]) -> str:
+    """The numbers of images in the column m of a figure's table."""
+    (table,) = (file for file in files if file.suffix == ".csv")
+    with table.open(encoding="utf-8", newline="") as lines:
+        return " or ".join(sorted({row["m"] for row in csv.DictReader(lines)}))
 
 
 def _index(rebuilt: Rebuilt, out: Path) -> str:

@@ -3,9 +3,14 @@
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from figures.captions import seeds
+from figures.captions import about, configured
 from figures.marks import legend, log_axis, style, title
-from paper_repro.recipes.records import Records
+from paper_repro.recipes.records import Record, Records
+
+
+def counted(record: Record) -> str | None:
+    """The training images."""
+    return configured(record, "train", "training images")
 
 
 def draw(figure: Figure, records: Records) -> None:
@@ -34,5 +39,5 @@ def draw(figure: Figure, records: Records) -> None:
         panel.set(xlabel="epoch", ylabel=label)
         panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         log_axis(panel, "y")
-    title(figure, f"Training by budget: {seeds(record)}")
+    title(figure, f"Training by budget: {about(record, counted(record))}")
     legend(figure, panels[0], 5)

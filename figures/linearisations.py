@@ -3,11 +3,18 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from figures.captions import seeds
+from figures.captions import about
 from figures.marks import title
-from paper_repro.recipes.records import Records
+from paper_repro.recipes.records import Record, Records
 
 _HATCHES = ("", "///")
+
+
+def counted(record: Record) -> str:
+    """The training images of every network and seed."""
+    totals = record.arrays["counts"].sum((2, 3))
+    least, most = int(totals.min()), int(totals.max())
+    return f"{least if least == most else f'{least} to {most}'} training images"
 
 
 def draw(figure: Figure, records: Records) -> None:
@@ -31,4 +38,4 @@ def draw(figure: Figure, records: Records) -> None:
         panel.set_title(name, fontsize=10)
         panel.legend(fontsize=7)
     panels[0].set_ylabel("share of the images of the kind")
-    title(figure, f"Training images by what their walk to the boundary takes: {seeds(record)}")
+    title(figure, f"Training images by what their walk to the boundary takes: {about(record, counted(record))}")

@@ -2,7 +2,7 @@
 
 from matplotlib.figure import Figure
 
-from figures.captions import about
+from figures.captions import about, columns
 from figures.marks import MARKS, title
 from paper_repro.recipes.records import Records
 
@@ -24,5 +24,4 @@ def draw(figure: Figure, records: Records) -> None:
         axes.plot([min(ends), max(ends)], [min(ends), max(ends)], color="0.3", lw=1, ls="--", label="proved = met")
     axes.set(xscale="log", yscale="log", xlabel="largest oscillation met", ylabel="proved upper bound")
     axes.legend(fontsize=8)
-    n = record.of("sampled", record.notes["names"][0]).shape[1]
-    title(figure, f"Oscillation of the parameter gradient: {about(record, n)}")
+    title(figure, f"Oscillation of the parameter gradient: {about(record, columns(record, 'sampled'))}")

@@ -11,6 +11,7 @@ from figures import (
     accuracy_by_budget,
     accuracy_by_distance,
     attack_effort,
+    boundary_over_seeds,
     budget_and_replays,
     certified_by_bound,
     certified_radii,
@@ -18,8 +19,11 @@ from figures import (
     costs,
     curvature_by_budget,
     data_budget,
+    gradient_lines,
     gradients_over_training,
+    line_over_seeds,
     linearisations,
+    noise_over_seeds,
     oscillation_bound,
     published_curves,
     published_radii,
@@ -27,40 +31,47 @@ from figures import (
     threshold,
     tuning,
 )
-from figures.captions import ACCURACY, PAIRED, SEEDS, about, circumstances
+from figures.captions import ACCURACY, BESIDE, PAIRED, SEEDS, Caption, Counted, columns, configured, images
 from paper_repro.recipes.loss_landscape_stages import WARMED
-from paper_repro.recipes.records import Records
+from paper_repro.recipes.recipe import Table
+from paper_repro.recipes.records import Record, Records
 
 
 class Picture(NamedTuple):
-    """A table's picture.
-
-    `name` is that of its files, `stage` the record whose images, seeds and attacks the caption tells, `says` what there
-    is to see and what its intervals are.
-    """
+    """A table's picture: the name of its files, how it is drawn, and the rest as in `Caption`."""
 
     name: str
     draw: Callable[[Figure, Records], None]
     stage: str
-    says: str
+    says: str | Callable[[Record], str]
+    counted: Counted = images
 
     def caption(self, records: Records) -> str:
         """What is shown, of how many images and which seeds, under which attacks."""
-        record = records[self.stage]
-        if self.stage.endswith("cost"):
-            return self.says
-        return f"{self.says} Here: {about(record)}. {circumstances(record)}".rstrip()
+        return Caption(self.stage, self.says, self.counted).text(records)
 
 
-_COST = (
-    "Passes of an update and time of an epoch, in multiples of the first method; medians over updates, the methods "
-    "taking turns. No interval: time is that of one machine."
-)
+class Second(NamedTuple):
+    """One more picture of a table's record, with a table of its own."""
+
+    title: str
+    picture: Picture
+    table: Callable[[Records], Table]
+
+
+def _cost_says(record: Record) -> str:
+    return (
+        "Passes of an update and time of an epoch, in multiples of the first method; medians over "
+        f"n = {configured(record, 'cost_updates', 'updates') or 'some updates'} of each method, which take turns and "
+        "start from the same weights, those of one seed. No interval: time is that of one machine."
+    )
+
+
 _HULL = "the hull over seeds of the normal 95 % intervals over images"
 
 
 def _cost(name: str, stage: str = "cost") -> Picture:
-    return Picture(name, partial(costs.draw, stage=stage), stage, _COST)
+    return Picture(name, partial(costs.draw, stage=stage), stage, _cost_says)
 
 
 def _accuracies(name: str, stage: str, base: str) -> Picture:
@@ -83,14 +94,32 @@ FIGURES: dict[tuple[str, str], Picture] = {
         "budget_and_replays",
         budget_and_replays.draw,
         "grid",
-        f"Robust and clean accuracy against epochs of updates, replays counted, a line for every m. {ACCURACY}",
+        budget_and_replays.says,
     ),
     ("free_at", "Cost, in multiples of plain training"): _cost("cost"),
+    ("free_at", "Accuracy in noise"): Picture(
+        "accuracy_in_noise",
+        noise_over_seeds.draw,
+        "noise",
+        "Share of noisy copies of the test images that are right, against the standard deviation of Gaussian noise in "
+        f"input units; an image counts with the mean over its copies. Shades: {_HULL}.",
+    ),
+    ("free_at", "Distance to the boundary, and what noise says of it"): Picture(
+        "boundary_distance",
+        boundary_over_seeds.draw,
+        "boundary",
+        "A point for every test image that is right and whose two distances were found, both axes in input units (L2), "
+        "a mark for every seed's network. Right: slope of distance against prediction, 1 in a half-space; the dot is "
+        "the mean over seeds, the bar the hull over seeds of the bootstraps at 95 % over images. The points themselves "
+        "have no interval.",
+        partial(columns, array="sigma"),
+    ),
     ("free_at", "Data budget"): Picture(
         "data_budget",
         data_budget.draw,
         "data_budget",
-        f"Robust and clean accuracy of Free training against the share of labelled training images. {ACCURACY}",
+        f"Robust and clean accuracy of Free training against the share of labelled training images. "
+        f"Marks of one share stand side by side. {ACCURACY}",
     ),
     ("stability", "Certificates from the same votes"): Picture(
         "certified_by_bound",
@@ -102,7 +131,7 @@ FIGURES: dict[tuple[str, str], Picture] = {
         "accuracy_by_budget",
         accuracy_by_budget.draw,
         "attacks",
-        f"Share of images without a counterexample within the budget, in input units. {ACCURACY}",
+        f"Share of images without a counterexample within the budget, in input units. {BESIDE} {ACCURACY}",
     ),
     ("stability", "Cost, in multiples of plain training"): _cost("cost"),
     ("deep_defense", "Distance of the nearest error over the norm of the image"): Picture(
@@ -117,13 +146,15 @@ FIGURES: dict[tuple[str, str], Picture] = {
         "accuracy_by_distance",
         accuracy_by_distance.draw,
         "distances",
-        f"Share of images whose nearest error over all attacks is beyond the L2 budget, in input units. {ACCURACY}",
+        "Share of images whose nearest error over all attacks is beyond the L2 budget, in input units. Marks stand at "
+        f"their budget; the bars of one budget stand side by side. {ACCURACY}",
     ),
     ("deep_defense", "Linearisations per training image"): Picture(
         "linearisations",
         linearisations.draw,
         "iterations",
         f"Share of right and of wrong training images by the number of linearisations to the boundary. {SEEDS}",
+        linearisations.counted,
     ),
     ("deep_defense", "Convergence"): Picture(
         "tuning",
@@ -131,6 +162,7 @@ FIGURES: dict[tuple[str, str], Picture] = {
         "convergence",
         "Cross-entropy and accuracy on all training and test images after every epoch of tuning, and the regulariser's "
         f"mean rho and share of images across the boundary during it. {SEEDS}",
+        tuning.counted,
     ),
     ("deep_defense", "Cost, from the plain network"): _cost("cost"),
     ("loss_landscape", "Curvature by training budget"): Picture(
@@ -139,20 +171,22 @@ FIGURES: dict[tuple[str, str], Picture] = {
         "landscape",
         "Second derivative of the loss along unit vectors of parameter space, against eps of training and adversary "
         f"(Linf, input units). {SEEDS}",
+        partial(images, what="training images"),
     ),
     ("loss_landscape", "Gradients over training"): Picture(
         "gradients_over_training",
         gradients_over_training.draw,
         "gradients",
         f"Mean adversarial loss and mean norm of minibatch gradients by epoch, for every eps (Linf). {SEEDS}",
+        gradients_over_training.counted,
     ),
     ("loss_landscape", "Schedules of the budget"): _accuracies("schedules", "schedules", WARMED),
     ("loss_landscape", "Effort of the attack"): Picture(
         "attack_effort",
         attack_effort.draw,
         "effort",
-        "Robust accuracy by PGD's step size and restarts (bars and shades: least and largest seed), and by kind of "
-        f"attack. {ACCURACY}",
+        "Robust accuracy by PGD's step size and by its restarts: there, bars and shades are the least and the largest "
+        "seed. Right: by kind of attack; there, bars are the hull over seeds of the exact 95 % intervals over images.",
     ),
     ("loss_landscape", "Oscillation of the parameter gradient"): Picture(
         "oscillation_bound",
@@ -160,12 +194,22 @@ FIGURES: dict[tuple[str, str], Picture] = {
         "oscillation",
         "Change of an image's parameter gradient within eps (L2 norm): the largest met against the proved bound, a "
         "point for every test image and seed. A proof has no interval.",
+        partial(columns, array="sampled", what="test images"),
     ),
     ("loss_landscape", "The linear threshold"): Picture(
         "threshold",
         threshold.draw,
         "linear",
         f"Norm of the best linear classifier's weights against eps in units of the predicted threshold. {SEEDS}",
+        threshold.counted,
+    ),
+    ("loss_landscape", "Loss along a filter-normalised line through the weights"): Picture(
+        "weight_line",
+        line_over_seeds.draw,
+        "weights",
+        "Mean cross-entropy of training images along one random line for every seed: clean, with the attacks of the "
+        f"centre, and attacked anew at every point. {SEEDS}",
+        line_over_seeds.counted,
     ),
     ("smoothing_vs_ibp", "Linf"): _certifiers("Linf"),
     ("smoothing_vs_ibp", "L2"): _certifiers("L2"),
@@ -195,3 +239,21 @@ FIGURES: dict[tuple[str, str], Picture] = {
     ("published_table", "As many votes as each image needs"): _published("adaptive_votes", "adaptive"),
 }
 """By recipe and title of its table. Tables that are not here have no picture."""
+
+SECOND: dict[tuple[str, str], Second] = {
+    ("loss_landscape", "Curvature by training budget"): Second(
+        "Gradient scattering along a line through the weights",
+        Picture(
+            "gradient_lines",
+            gradient_lines.draw,
+            "landscape",
+            "Slope of the loss along theta + t v, v the top eigenvector, for every eps (Linf, input units) of training "
+            "and of the adversary. Where the adversary's answers change from one point to the next, the gradient can "
+            "jump: the largest jump met is in the titles and in the last panel. Its place on the line is not recorded. "
+            "Bars and shades: the least and the largest seed.",
+            partial(images, what="training images"),
+        ),
+        gradient_lines.table,
+    ),
+}
+"""More pictures, by recipe and title of the table that they stand below."""

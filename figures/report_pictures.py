@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from certify.accuracy import FloatArray
 from certify.campaign.tables import Row
 from figures.certified_accuracy import describe_curve, draw_curve
-from figures.marks import DASHES
+from figures.marks import style
 from figures.page import STYLE
 from figures.report_rows import Known
 
@@ -69,7 +69,7 @@ def draw_curves(
     panels = figure.subplots(len(limits), squeeze=False)[:, 0]
     for axes, limit in zip(panels, limits, strict=True):
         for number, row in enumerate(rows):
-            draw_curve(axes, row, plain(f"{row.name}: {describe_curve(row)}"), DASHES[number % len(DASHES)])
+            draw_curve(axes, row, plain(f"{row.name}: {describe_curve(row)}"), style(number))
         if attacked is not None:
             _draw_attacked(axes, *attacked)
         axes.set(ylabel="share of images", xlim=(0, limit), ylim=(0, 1.02))

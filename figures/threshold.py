@@ -2,10 +2,16 @@
 
 from matplotlib.figure import Figure
 
-from figures.captions import seeds
+from figures.captions import about
 from figures.marks import legend, line, style, title
-from paper_repro.recipes.records import Records
+from paper_repro.recipes.records import Record, Records
 from paper_repro.recipes.statistics import over_seeds
+
+
+def counted(record: Record) -> str:
+    """The examples that are drawn for a classifier, of both classes."""
+    totals = {sum(map(int, name.split(", ")[0].split("-"))) for name in record.notes["names"]}
+    return f"{' or '.join(map(str, sorted(totals)))} drawn examples"
 
 
 def draw(figure: Figure, records: Records) -> None:
@@ -20,7 +26,6 @@ def draw(figure: Figure, records: Records) -> None:
     axes.axvline(1.0, color="0.4", lw=1, ls="--")
     axes.set(xlabel="eps / threshold", ylabel="norm of the best classifier's weights", yscale="log")
     thresholds = ", ".join(f"{v:.4f} in {norm}" for norm, v in record.notes["thresholds"].items())
-    title(
-        figure, f"Dashed: the budget from which on only a constant is best; {seeds(record)}\nIn the data: {thresholds}"
-    )
+    whole = about(record, counted(record))
+    title(figure, f"Dashed: the budget from which on only a constant is best\n{whole}; in the data: {thresholds}")
     legend(figure, axes, 2)

@@ -2,10 +2,16 @@
 
 from matplotlib.figure import Figure
 
-from figures.captions import seeds
+from figures.captions import about, configured
 from figures.marks import legend, line, style, title
-from paper_repro.recipes.records import Records
+from paper_repro.recipes.records import Record, Records
 from paper_repro.recipes.statistics import over_seeds
+
+
+def counted(record: Record) -> str | None:
+    """The images of both splits."""
+    train, test = configured(record, "train", "training"), configured(record, "test", "test images")
+    return None if train is None or test is None else f"{train} and {test}"
 
 
 def draw(figure: Figure, records: Records) -> None:
@@ -26,5 +32,5 @@ def draw(figure: Figure, records: Records) -> None:
     panels[2].legend(fontsize=8)
     for panel in panels:
         panel.set(xlabel="epoch of tuning", xticks=epochs if len(epochs) <= 10 else epochs[:: len(epochs) // 5])
-    title(figure, f"Tuning with and without Deep Defense: {seeds(record)}")
+    title(figure, f"Tuning with and without Deep Defense: {about(record, counted(record))}")
     legend(figure, panels[0], 4)

@@ -25,14 +25,27 @@ from certify.campaign.cli import make_app
 from certify.campaign.runner import verify
 from certify.campaign.tables import as_text
 from certify.verified_radius import Bisection
-from figures import accuracies, budget_and_replays, certified_radii, costs, published_curves, relative_distances
-from figures.captions import about, circumstances, seeds, threat
+from figures import (
+    accuracies,
+    accuracy_by_distance,
+    boundary_over_seeds,
+    budget_and_replays,
+    certified_radii,
+    costs,
+    gradient_lines,
+    line_over_seeds,
+    noise_over_seeds,
+    published_curves,
+    relative_distances,
+)
+from figures.captions import about, circumstances, configured, each_seed, seeds, threat
 from figures.everything import INDEX, Rebuilt, everything, slug
 from figures.everything_command import all_command
 from figures.intervals import found_mean
 from figures.marks import curve, dots, line, log_axis, style
 from figures.page import STYLE
-from figures.recipe_figures import FIGURES
+from figures.recipe_figures import FIGURES, SECOND
+from figures.table_captions import CAPTIONS
 from paper_repro.commands.recipes import RESULTS
 from paper_repro.data import digits
 from paper_repro.recipes import RECIPES
@@ -42,7 +55,7 @@ from paper_repro.recipes.loss_landscape_stages import VARIANTS, WARMED
 from paper_repro.recipes.published_table import PUBLISHED
 from paper_repro.recipes.records import Record, Records
 from paper_repro.recipes.report import report
-from paper_repro.recipes.statistics import Measured, accuracy, difference, image_mean, mean_of, share
+from paper_repro.recipes.statistics import Measured, accuracy, difference, image_mean, mean_of, over_seeds, share
 from paper_repro.recipes.surfaces import NUMBERS
 from tests.networks import digits_linear
 
@@ -50,6 +63,10 @@ N, SEEDS = 8, 2
 RNG = np.random.default_rng(1)
 THREAT = {"threat": "Threat(norm='Linf', eps=0.1, box=(0.0, 1.0))", "ladder": ["PGD(steps=5)", "APGD(steps=5)"]}
 EXAMPLES = {"example": list(range(N))}
+CONFIGURATION = (
+    f"M(setting=Setting(train=40, test={N}, seeds=(0, 1)), images={N}, surface_images={N}, checked={N}, "
+    "pgd=PGDTraining(Threat(eps=0.1), steps=3), cost_updates=3, smoothed=Setting(seeds=(7,)))"
+)
 
 Stages = dict[str, tuple[list[str], dict[str, Any], dict[str, Any]]]
 
@@ -96,7 +113,7 @@ def free_at() -> Stages:
         "boundary": (
             three,
             {"sigma": distances(three), "distance": distances(three), "slope": positive(three)},
-            {},
+            {"method": "NoiseAndBoundary(mu=0.01, draws=1000)"},
         ),
         "data_budget": (budget, attacked(budget), EXAMPLES),
     }
@@ -113,6 +130,22 @@ def stability() -> Stages:
         "reused_noise": (["the same draws", "fresh draws"], {"L2": distances(["a", "b"])}, {"budget": 1.0}),
         "cost": cost(["plain", "gaussian", "stn"], {}),
     }
+
+
+def masking_of_g() -> Stages:
+    names = ["stn", "gaussian"]
+    return {
+        "masking": (
+            names,
+            {"verdict": RNG.integers(0, 3, (2, SEEDS, 2))},
+            {**EXAMPLES, "checks": ["1 steps", "2 noise"]},
+        )
+    }
+
+
+def challenge() -> Stages:
+    names = list(RECIPES["challenge"].scales["smoke"].ladder)
+    return {"ladder": (names, attacked(names), {**EXAMPLES, "threat": THREAT["threat"], "attacks": names})}
 
 
 def deep_defense() -> Stages:
@@ -146,10 +179,11 @@ def loss_landscape() -> Stages:
     eps, roles, two = ["0", "0.1"], {"least": "0", "largest": "0.1"}, [WARMED, "cosine"]
     three, variants = [*two, "one step with random start"], list(VARIANTS)
     landscape = {key: positive(eps, 2) for key in ("eigenvalues", "residuals", "frozen", "held", "reattacked")}
+    landscape |= {key: positive(eps, 5) - 0.5 for key in ("line_frozen", "line_reattacked")}
     effort = {key: RNG.integers(1, N, (2, SEEDS, k)) for key, k in (("robust", 4), ("restarts", 3))}
     effort |= {"residual": positive(two), "white": hits(two), "black": hits(two)}
     linear = {key: positive(eps, 4) for key in ("size", "gap")} | {"gain": np.tile([1.0, 0.5, 0.0, 0.0], (2, SEEDS, 1))}
-    lines = [f"{subject}, clean" for subject in ("plain", *two)]
+    lines = [f"{subject}, {kind}" for subject in ("plain", *two) for kind in ("clean", "frozen", "re-attacked")]
     met = positive(["0.01"], 3)
     return {
         "landscape": (eps, landscape | {"jump": positive(eps)}, {"roles": roles, "h": 0.1, "images": N}),
@@ -210,7 +244,17 @@ def published_table() -> Stages:
 
 MADE_UP = {
     maker.__name__: maker()
-    for maker in (free_at, stability, deep_defense, loss_landscape, smoothing_vs_ibp, training_methods, published_table)
+    for maker in (
+        free_at,
+        stability,
+        masking_of_g,
+        challenge,
+        deep_defense,
+        loss_landscape,
+        smoothing_vs_ibp,
+        training_methods,
+        published_table,
+    )
 }
 
 
@@ -218,9 +262,8 @@ def write_stages(folder: Path, name: str) -> Records:
     folder.mkdir(parents=True)
     records = Records(folder)
     for stage, (names, arrays, notes) in MADE_UP[name].items():
-        one = "seeds=(0, 1), smoothed=Setting(seeds=(7,))"
         record = Record({k: np.asarray(v) for k, v in arrays.items()}, {"names": names, **notes})
-        records.write(stage, record, {"recipe": name, "scale": "smoke", "configuration": one})
+        records.write(stage, record, {"recipe": name, "scale": "smoke", "configuration": CONFIGURATION})
     (folder / MANIFEST).write_text(json.dumps({"recipe": name, "seeds": [0, 1]}))
     (folder / REPORT).write_text(report(RECIPES[name], records, "smoke"), encoding="utf-8")
     return records
@@ -231,7 +274,14 @@ def write_side_files(results: Path) -> None:
     axis = torch.linspace(-1, 1, 5, dtype=torch.float64)
     for name in ("pgd", "plain"):
         arrays = {"axis": axis, "loss": 0.1 + axis[:, None].square() + axis.square(), "clipped": torch.zeros(5, 5)}
-        surface = {"command": "surface", "norm": "Linf", "eps": 0.1, "data": "d", "data_sha256": "0", "method": "m"}
+        surface = {
+            "command": "surface",
+            "norm": "Linf",
+            "eps": 0.1,
+            "data": "d test, 4 images",
+            "data_sha256": "0",
+            "method": "m",
+        }
         provenance = {**surface, "seed": 0, "name": name, "numbers": dict.fromkeys(NUMBERS, 0.5)}
         write_record(free / "input_surface" / f"{name}.npz", arrays, provenance)
         levels = NoiseLevels((0.0, 0.2), draws=2)
@@ -253,6 +303,14 @@ def write_side_files(results: Path) -> None:
     old = results / "input_surfaces" / "small"
     copytree(free / "input_surface", old)
     (old / MANIFEST).write_text("{}")
+    logs = results / "interval_training" / "small"
+    logs.mkdir(parents=True)
+    (logs / MANIFEST).write_text(json.dumps({"seeds": [3]}))
+    rows = [
+        "idx\tlabel\tpredict\tradius\tcorrect\ttime",
+        *(f"{i}\t0\t{i % 2}\t0.3\t{1 - i % 2}\t1.0" for i in range(6)),
+    ]
+    (logs / "eps_0.3.tsv").write_text("\n".join(rows), encoding="utf-8")
     for name, scale in (("of_nobody", "small"), ("free_at", "huge")):
         (results / name / scale).mkdir(parents=True)
         (results / name / scale / MANIFEST).write_text("{}")
@@ -289,14 +347,21 @@ def figure() -> Iterator[Figure]:
 
 
 def test_every_picture_belongs_to_a_table_of_a_recipe() -> None:
-    for name, title in FIGURES:
+    for name, title in (*FIGURES, *SECOND, *CAPTIONS):
         assert title in RECIPES[name].tables, f"{name} has no table {title}"
+
+
+def test_every_table_has_a_picture_or_a_caption_of_its_own() -> None:
+    for recipe in RECIPES.values():
+        for title in recipe.tables:
+            assert ((recipe.name, title) in FIGURES) != ((recipe.name, title) in CAPTIONS), (recipe.name, title)
 
 
 def test_no_two_tables_of_a_recipe_share_their_files() -> None:
     for recipe in RECIPES.values():
         pictures = {title: FIGURES.get((recipe.name, title)) for title in recipe.tables}
         files = [p.name if p else slug(title) for title, p in pictures.items()] + ["report"]
+        files += [second.picture.name for (name, _), second in SECOND.items() if name == recipe.name]
         assert len(set(files)) == len(files), recipe.name
 
 
@@ -331,6 +396,7 @@ def test_side_files_stores_and_older_folders_give_their_figures_too(rebuilt) -> 
         "loss_landscape/smoke/first_seed/weight_surface",
         "smoothing_vs_ibp/smoke/seed-0/compare",
         "input_surfaces/small/input_surface",
+        "interval_training/small/certified_accuracy",
     ):
         assert {f"{stem}.{form}" for form in ("png", "pdf", "md", "csv", "tex")} <= set(files), stem
     rows = files["input_surfaces/small/input_surface.csv"].decode().splitlines()
@@ -340,22 +406,55 @@ def test_side_files_stores_and_older_folders_give_their_figures_too(rebuilt) -> 
     assert made.differing == []
 
 
+COUNTED = {
+    ("free_at", "Input surfaces"): f"{N} test images",
+    ("deep_defense", "Linearisations per training image"): f"{N} training images",
+    ("deep_defense", "Convergence"): f"40 training and {N} test images",
+    ("loss_landscape", "Curvature by training budget"): f"{N} training images",
+    ("loss_landscape", "Gradients over training"): "40 training images",
+    ("loss_landscape", "Oscillation of the parameter gradient"): "3 test images",
+    ("loss_landscape", "The linear threshold"): "40 drawn examples",
+    ("loss_landscape", "Loss along a filter-normalised line through the weights"): f"{N} training images",
+    ("loss_landscape", "Signs of gradient masking"): f"{N} test images",
+}
+"""What n is, where it is not the images of the notes or of the arrays."""
+SIDE = {
+    ("free_at/smoke", "Input surfaces, first seed"): "No interval: a mean over the images for one network. d test, 4 "
+    "images; n = 4 images, seed 0.",
+    ("free_at/smoke", "Accuracy in noise, first seed"): "n = 8 images, 2 draws, seed 0.",
+    ("free_at/smoke", "Distance to the boundary, first seed"): "No interval. n = 3 images, seed 0.",
+    ("loss_landscape/smoke", "Loss along a line through the weights, first seed"): f"n = {N} training images, seed 0.",
+    ("smoothing_vs_ibp/smoke", "All certifiers and attacks, seed 0"): "n = 5 images, seed 0.",
+    ("interval_training/small", "Certified accuracy, from the exported logs"): "n = 6 images, seed 3;",
+    (
+        "loss_landscape/smoke",
+        "Gradient scattering along a line through the weights",
+    ): f"n = {N} training images, seeds 0, 1.",
+}
+
+
 def test_the_index_shows_every_picture_with_images_seeds_interval_and_attacks(rebuilt) -> None:
     made, _, files = rebuilt
     index = files[INDEX].decode()
     for stem in (name.removesuffix(".png") for name in files if name.endswith(".png")):
         assert f"({stem}.png)" in index
     captions = {(section, e.title): e.caption for section, entries in made.sections.items() for e in entries}
-    for (name, title), picture in FIGURES.items():
-        caption = captions[f"{name}/smoke", title]
+    for where, caption in captions.items():
         assert caption in index
-        assert re.search(r"interval|seed", caption), title
-        if not picture.stage.endswith("cost"):
-            assert re.search(r"seeds 0, 1|seed 7", caption), title
-        if "example" in MADE_UP[name][picture.stage][2]:
-            assert f"n = {N} images" in caption, title
-        if "ladder" in MADE_UP[name][picture.stage][2]:
+        assert re.search(r"\bn = [1-9]", caption), where
+        assert re.search(r"\bseeds? \d|\bone seed\b", caption), where
+        assert re.search(r"interval|bootstrap|least and the largest seed|population bound", caption), where
+    for (name, title), one in {**FIGURES, **CAPTIONS}.items():
+        caption = captions[f"{name}/smoke", title]
+        if one.stage.endswith("cost"):
+            assert "n = 3 updates" in caption, title
+            continue
+        assert re.search(r"seeds 0, 1|seed 7", caption), title
+        assert f" n = {COUNTED.get((name, title), f'{N} images')}, seed" in caption, title
+        if "ladder" in MADE_UP[name][one.stage][2]:
             assert "Ladder: PGD(steps=5), APGD(steps=5)." in caption, title
+    for where, counted in SIDE.items():
+        assert counted in captions[where], where
     for section in ("of_nobody/small", "free_at/huge"):
         assert f"* {section}: " in index
 
@@ -551,6 +650,109 @@ def test_adaptive_certificates_are_read_at_their_radii_only(results: Path, figur
     assert drawn(figure, 1, "stability", "y") == pytest.approx(expected)
 
 
+def test_lines_of_gradients_are_those_of_the_record(results: Path, figure: Figure) -> None:
+    records = Records(results / "loss_landscape" / "smoke")
+    gradient_lines.draw(figure, records)
+    record = records["landscape"]
+    for k, eps in enumerate(record.notes["names"]):
+        for label, key in (
+            ("perturbations held fixed", "line_frozen"),
+            ("attacked anew at every point", "line_reattacked"),
+        ):
+            assert drawn(figure, k, label, "x") == [-0.1, -0.05, 0.0, 0.05, 0.1]
+            assert drawn(figure, k, label, "y") == pytest.approx(record.of(key, eps).mean(0))
+        low, high = figure.axes[k].get_ylim()
+        values = [record.of(key, eps) for key in ("line_frozen", "line_reattacked")]
+        assert low < np.min(values) <= np.max(values) < high, "no line leaves its panel"
+        jump = over_seeds(record.of("jump", eps))
+        assert figure.axes[k].get_title().endswith(f"jump {jump.value:.2g} [{jump.low:.2g}, {jump.high:.2g}]")
+    strokes = [line.get_xdata() for line in figure.axes[2].lines if line.get_marker() == "|"]
+    assert np.array_equal(strokes, record.arrays["jump"])
+    header, body = gradient_lines.table(records)
+    assert len(body) == 2 * 5
+    assert header[0] == "eps"
+    assert body[9][:3] == ["0.1", "0.1", body[9][2]]
+    assert float(body[9][2].split()[0]) == pytest.approx(record.of("line_frozen", "0.1")[:, 4].mean(), abs=1e-4)
+
+
+def test_a_record_older_than_its_lines_keeps_its_first_picture(tmp_path: Path) -> None:
+    records = write_stages(tmp_path / "some" / "loss_landscape" / "smoke", "loss_landscape")
+    record = records["landscape"]
+    arrays = {key: value for key, value in record.arrays.items() if not key.startswith("line_")}
+    records.write("landscape", Record(arrays, record.notes), {})
+    made = everything(tmp_path / "some", tmp_path / "out")
+    captions = {entry.title: entry for entry in made.sections["loss_landscape/smoke"]}
+    assert captions["Gradient scattering along a line through the weights"].caption == (
+        "Not run: no line_frozen of '0' is recorded."
+    )
+    assert captions["Curvature by training budget"].files
+
+
+def test_noise_boundary_and_weights_are_drawn_over_all_seeds(results: Path) -> None:
+    with mpl.rc_context(STYLE):
+        free, liu = (Records(results / name / "smoke") for name in ("free_at", "loss_landscape"))
+        figure = Figure()
+        noise_over_seeds.draw(figure, free)
+        record = free["noise"]
+        for name, shade in zip(record.notes["names"], figure.axes[0].collections, strict=True):
+            found = [image_mean(record.of("right", name)[:, k]) for k in range(2)]
+            assert drawn(figure, 0, name, "y") == pytest.approx([v.value for v in found])
+            heights = {round(float(y), 9) for path in shade.get_paths() for y in np.asarray(path.vertices)[:, 1]}
+            assert {round(end, 9) for v in found for end in (v.low, v.high)} <= heights
+        figure = Figure()
+        boundary_over_seeds.draw(figure, free)
+        title = "Distance to the boundary, and what noise says of it"
+        (dots_,) = (line.get_xdata() for line in figure.axes[3].lines if len(line.get_xdata()) == 3)
+        assert list(dots_) == pytest.approx(cells(results, "free_at", title, 1), abs=1e-4)
+        record = free["boundary"]
+        sigma, distance = record.of("sigma", "free")[1], record.of("distance", "free")[1]
+        used = (sigma > 0) & np.isfinite(sigma + distance)
+        assert drawn(figure, 1, "seed 1", "y") == pytest.approx(distance[used])
+        assert drawn(figure, 1, "seed 1", "x") == pytest.approx(2.3263479 * sigma[used])
+        figure = Figure()
+        line_over_seeds.draw(figure, liu)
+        record = liu["weights"]
+        for k, network in enumerate(("plain", WARMED, "cosine")):
+            assert figure.axes[k].get_title() == network
+            for kind in ("clean", "frozen", "re-attacked"):
+                expected = record.of("loss", f"{network}, {kind}").mean(0)
+                assert drawn(figure, k, kind, "y") == pytest.approx(expected)
+
+
+def test_the_interval_of_a_slope_holds_every_seed() -> None:
+    """Of exact lines it has no width but that of the seeds: their slopes are 2 and 3."""
+    sigma = np.array([[[0.1, 0.2, 0.0, np.inf, 0.4], [0.3, 0.1, 0.2, 0.2, 0.5]]])
+    distance = np.where(np.isfinite(sigma), sigma, 1.0) * np.array([2.0, 3.0])[None, :, None] * 2.3263478740408408
+    distance[0, 1, 4] = np.inf
+    arrays = {"sigma": sigma, "distance": distance, "slope": np.array([[2.0, 3.0]])}
+    notes = {"names": ["a"], "method": "NoiseAndBoundary(mu=0.01)"}
+    found = boundary_over_seeds.slope(Record(arrays, notes), "a")
+    assert (found.low, found.value, found.high) == pytest.approx((2.0, 2.5, 3.0))
+    nothing = boundary_over_seeds.slope(Record({**arrays, "sigma": np.zeros_like(sigma)}, notes), "a")
+    assert np.isnan(nothing.value)
+
+
+def test_marks_stand_at_their_budget_or_the_caption_says_that_they_do_not(results: Path, figure: Figure) -> None:
+    records = Records(results / "deep_defense" / "smoke")
+    accuracy_by_distance.draw(figure, records)
+    marked = [line.get_xdata() for line in figure.axes[0].lines if line.get_marker() and line.get_ls() == "None"]
+    assert [list(x) for x in marked] == [records["distances"].notes["budgets"]] * 3
+    grid = Records(results / "free_at" / "smoke")
+    caption = FIGURES["free_at", "Accuracy by budget and m"].caption(grid)
+    assert "an update of PGD-3 costs 4. Marks of one budget stand side by side." in caption
+    for name, title in (("stability", "Accuracy under attack"), ("free_at", "Data budget")):
+        assert "stand side by side" in FIGURES[name, title].caption(Records(results / name / "smoke"))
+
+
+def test_the_effort_s_caption_says_once_what_its_bars_are(results: Path) -> None:
+    caption = FIGURES["loss_landscape", "Effort of the attack"].caption(Records(results / "loss_landscape" / "smoke"))
+    assert caption.count("exact 95 % intervals") == 1
+    assert (
+        caption.index("least and the largest seed") < caption.index("Right: ") < caption.index("exact 95 % intervals")
+    )
+    assert "Bars and shades: the hull" not in caption
+
+
 # The pieces.
 
 
@@ -587,7 +789,12 @@ def test_captions_say_only_what_the_notes_hold() -> None:
     assert circumstances(record) == "Threat: Threat(norm='L2', eps=0.03137254, box=None)."
     several = Record(array, {"names": ["a"], "configuration": "seeds=(0, 1) seeds=(3, 4) seeds=(5,)"})
     assert seeds(several) == "2 seeds", "which of them, the configuration does not tell"
-    assert about(Record({"a": np.zeros((1, 1))}, {"names": ["a"], "configuration": "seeds=(5,)"})) == "seed 5"
+    assert each_seed(several) == ["seed 1 of 2", "seed 2 of 2"]
+    one = Record({"a": np.zeros((1, 1))}, {"names": ["a"], "configuration": "train=None, seeds=(5,), pretrain=3"})
+    assert about(one) == "seed 5"
+    assert each_seed(one) == ["seed 5"]
+    assert configured(one, "train", "training images") == "all training images"
+    assert configured(one, "test") is None
 
 
 def test_a_difference_is_paired() -> None:
@@ -612,6 +819,8 @@ def test_drawings_work_with_one_seed_and_one_image(tmp_path: Path) -> None:
             records = Records(tmp_path / name)
             RECIPES[name].tables[title](records)
             partial(picture.draw, Figure(layout="constrained"))(records)
+        for (name, _), second in SECOND.items():
+            second.picture.draw(Figure(layout="constrained"), Records(tmp_path / name))
 
 
 def records_with_images(name: str) -> list[str]:
@@ -619,4 +828,4 @@ def records_with_images(name: str) -> list[str]:
 
 
 def _first(values: np.ndarray) -> np.ndarray:
-    return values[:, :1, :1]
+    return values[:, :1, ..., :1]

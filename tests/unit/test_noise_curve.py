@@ -5,13 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from scipy.special import bdtr, bdtrc, ndtr, ndtri
 from torch import Tensor
 
 from analysis.boundary_distance import BoundaryDistances, NoiseAndBoundary
 from analysis.noise_curve import NoiseCurve, NoiseLevels
 from certify import InputError, Stream, lower_confidence_bound, upper_confidence_bound
+from figures.accuracy_in_noise import _draw as draw_noise
 from figures.accuracy_in_noise import accuracy_in_noise
+from figures.boundary_distance import _draw as draw_distances
 from figures.boundary_distance import boundary_distance
 from tests.classifiers import Affine, affine
 
@@ -221,3 +224,18 @@ def test_figures_are_two_pictures_and_a_table_in_three_forms(tmp_path: Path, hal
     for draw in (accuracy_in_noise, boundary_distance):
         with pytest.raises(InputError, match="need at least one"):
             draw({}, tmp_path)
+
+
+def test_networks_are_told_apart_in_grey(half_spaces: BoundaryDistances) -> None:
+    curve = NoiseLevels((0.0, 0.2), draws=3)(MODEL, *inputs([0.1, 0.2]), rng=Stream(0))
+    figure = Figure()
+    draw_noise(figure, {"one": curve, "two": curve, "three": curve})
+    means = [bars.lines[0] for bars in figure.axes[0].containers]
+    assert len({(line.get_marker(), line.get_linestyle()) for line in means}) == 3
+    assert len({line.get_linestyle() for line in means}) == 3
+    figure = Figure()
+    draw_distances(figure, {"one": half_spaces, "two": half_spaces, "three": half_spaces})
+    *points, diagonal = figure.axes[0].lines
+    assert len({line.get_marker() for line in points}) == 3
+    assert all(line.get_linestyle() == "None" for line in points)
+    assert diagonal.get_linestyle() == "--"

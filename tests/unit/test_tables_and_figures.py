@@ -305,3 +305,5 @@ def test_rows_of_equal_content_are_drawn_apart(tmp_path: Path) -> None:
     _draw(figure, [*rows, replace(rows[0], acr=0.5)])
     first, second = figure.axes[0].lines
     assert first.get_color() != second.get_color()
+    assert first.get_marker() != second.get_marker(), "in grey too"
+    assert first.get_linestyle() != second.get_linestyle()
