@@ -400,6 +400,7 @@ RECIPE = Recipe(
         "and an interval of Sison and Glaz, at a wrong level until December 2020.",
         "The attack on g draws fresh noise at every step; that of the released code reuses its noise. Its "
         "rival here keeps the eight draws of its first step; in the released code all copies and steps share one.",
+        "At `thorough` the attacks have 1000 steps and 20 restarts; those that reuse their noise are not run there.",
         "An abstention of g is no success of an attack, and certifies nothing.",
         "TRADES is trained on Linf 0.3 and attacked in both norms. It is judged as f, stability training as g: two "
         "classifiers with different costs per prediction.",
