@@ -18,12 +18,11 @@ from figures.certified_accuracy import certified_accuracy
 from figures.compare import compare
 from figures.input_surface import input_surface
 from figures.page import write, write_table
-from figures.recipe_figures import FIGURES, SECOND, Picture
+from figures.recipe_figures import FIGURES, Picture
 from figures.side_files import BESIDE, surface_caption
 from figures.table_captions import CAPTIONS
 from paper_repro.recipes import RECIPES, Recipe
 from paper_repro.recipes.execute import MANIFEST, REPORT
-from paper_repro.recipes.recipe import Table
 from paper_repro.recipes.records import NotRecorded, Records
 from paper_repro.recipes.report import report
 
@@ -97,40 +96,25 @@ def _rebuild(folder: Path, out: Path, rebuilt: Rebuilt) -> None:
 
 
 def _of_recipe(recipe: Recipe, folder: Path, target: Path) -> list[Entry]:
-    """Every table of a recipe, with its pictures where it has some."""
+    """Every table of a recipe, with its picture where it has one."""
     records, entries = Records(folder), []
     for title, table in recipe.tables.items():
         key = recipe.name, title
         picture, caption = FIGURES.get(key), CAPTIONS.get(key)
-        if picture is not None:
-            entries.append(_pictured(title, picture, table, records, target))
-        else:
+        try:
+            header, body = table(records)
+        except NotRecorded as missing:
+            entries.append(Entry(title, f"Not run: {missing}."))
+            continue
+        text = partial(_text, header, body)
+        if picture is None:
             entries.append(
-                _entry(title, table, records, partial(write_table, slug(title), target), caption and caption.text)
+                Entry(title, caption.text(records) if caption else "", write_table(slug(title), target, text))
             )
-        if key in SECOND:
-            second = SECOND[key]
-            entries.append(_pictured(second.title, second.picture, second.table, records, target))
+        else:
+            files = write(picture.name, target, partial(_draw, picture, records), text)
+            entries.append(Entry(title, picture.caption(records), files))
     return entries
-
-
-def _pictured(title: str, picture: Picture, table: Callable[[Records], Table], records: Records, target: Path) -> Entry:
-    files = partial(write, picture.name, target, partial(_draw, picture, records))
-    return _entry(title, table, records, files, picture.caption)
-
-
-def _entry(
-    title: str,
-    table: Callable[[Records], Table],
-    records: Records,
-    write_files: Callable[[Callable[[Format], str]], list[Path]],
-    caption: Callable[[Records], str] | None,
-) -> Entry:
-    try:
-        header, body = table(records)
-    except NotRecorded as missing:
-        return Entry(title, f"Not run: {missing}.")
-    return Entry(title, caption(records) if caption else "", write_files(partial(_text, header, body)))
 
 
 def _text(header: Sequence[str], body: Sequence[Sequence[str]], form: Format) -> str:

@@ -6,28 +6,12 @@ from matplotlib.figure import Figure
 
 from figures.captions import about, images
 from figures.marks import dots, legend, line, style, title
-from paper_repro.recipes.recipe import Table
+from paper_repro.recipes.loss_landscape import line_places
 from paper_repro.recipes.records import Record, Records
-from paper_repro.recipes.statistics import average, over_seeds
+from paper_repro.recipes.statistics import over_seeds
 
 _COLUMNS = 3
 _KINDS = (("line_frozen", "perturbations held fixed"), ("line_reattacked", "attacked anew at every point"))
-
-
-def table(records: Records) -> Table:
-    """The slopes at every place of the line, and the jump of the gradient.
-
-    Raises:
-        NotRecorded: the record is older than its lines.
-    """
-    record = records["landscape"]
-    body = []
-    for name in record.notes["names"]:
-        frozen, answered = (record.of(key, name) for key, _ in _KINDS)
-        jump = average(record.of("jump", name))
-        for k, place in enumerate(_places(record)):
-            body.append([name, f"{place:g}", average(frozen[:, k]), average(answered[:, k]), jump])
-    return ["eps", "distance", "slope, held fixed", "slope, attacked anew", "jump of the gradient"], body
 
 
 def draw(figure: Figure, records: Records) -> None:
@@ -50,16 +34,10 @@ def draw(figure: Figure, records: Records) -> None:
     legend(figure, panels[0])
 
 
-def _places(record: Record) -> list[float]:
-    """The distances of the line, from -h to h."""
-    count = record.arrays[_KINDS[0][0]].shape[2]
-    return [round(t, 9) + 0.0 for t in np.linspace(-1, 1, count) * record.notes["h"]]
-
-
 def _line(axes: Axes, record: Record, name: str) -> None:
     for k, (key, label) in enumerate(_KINDS):
         found = [over_seeds(column) for column in record.of(key, name).T]
-        line(axes, _places(record), found, label, style(k), shaded=True)
+        line(axes, line_places(record), found, label, style(k), shaded=True)
     axes.axhline(0.0, color="0.4", lw=0.8)
     jump = over_seeds(record.of("jump", name))
     axes.set_xlabel("distance t in parameter space")

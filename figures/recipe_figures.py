@@ -33,7 +33,6 @@ from figures import (
 )
 from figures.captions import ACCURACY, BESIDE, PAIRED, SEEDS, Caption, Counted, columns, configured, images
 from paper_repro.recipes.loss_landscape_stages import WARMED
-from paper_repro.recipes.recipe import Table
 from paper_repro.recipes.records import Record, Records
 
 
@@ -49,14 +48,6 @@ class Picture(NamedTuple):
     def caption(self, records: Records) -> str:
         """What is shown, of how many images and which seeds, under which attacks."""
         return Caption(self.stage, self.says, self.counted).text(records)
-
-
-class Second(NamedTuple):
-    """One more picture of a table's record, with a table of its own."""
-
-    title: str
-    picture: Picture
-    table: Callable[[Records], Table]
 
 
 def _cost_says(record: Record) -> str:
@@ -86,6 +77,8 @@ def _certifiers(norm: str) -> Picture:
 
 def _published(name: str, stage: str) -> Picture:
     says = f"Certified accuracy of g against the L2 radius in input units, by sigma. {ACCURACY}"
+    if stage == "adaptive":
+        says += " Marks of one radius stand side by side."
     return Picture(name, partial(published_curves.draw, stage=stage), stage, says)
 
 
@@ -173,6 +166,16 @@ FIGURES: dict[tuple[str, str], Picture] = {
         f"(Linf, input units). {SEEDS}",
         partial(images, what="training images"),
     ),
+    ("loss_landscape", "Gradient scattering along a line"): Picture(
+        "gradient_lines",
+        gradient_lines.draw,
+        "landscape",
+        "Slope of the loss along theta + t v, v the top eigenvector, for every eps (Linf, input units) of training "
+        "and of the adversary. Where the adversary's answers change from one point to the next, the gradient can "
+        "jump: the largest jump met is in the titles and in the last panel. Its place on the line is not recorded. "
+        f"{SEEDS}",
+        partial(images, what="training images"),
+    ),
     ("loss_landscape", "Gradients over training"): Picture(
         "gradients_over_training",
         gradients_over_training.draw,
@@ -239,21 +242,3 @@ FIGURES: dict[tuple[str, str], Picture] = {
     ("published_table", "As many votes as each image needs"): _published("adaptive_votes", "adaptive"),
 }
 """By recipe and title of its table. Tables that are not here have no picture."""
-
-SECOND: dict[tuple[str, str], Second] = {
-    ("loss_landscape", "Curvature by training budget"): Second(
-        "Gradient scattering along a line through the weights",
-        Picture(
-            "gradient_lines",
-            gradient_lines.draw,
-            "landscape",
-            "Slope of the loss along theta + t v, v the top eigenvector, for every eps (Linf, input units) of training "
-            "and of the adversary. Where the adversary's answers change from one point to the next, the gradient can "
-            "jump: the largest jump met is in the titles and in the last panel. Its place on the line is not recorded. "
-            "Bars and shades: the least and the largest seed.",
-            partial(images, what="training images"),
-        ),
-        gradient_lines.table,
-    ),
-}
-"""More pictures, by recipe and title of the table that they stand below."""

@@ -16,7 +16,7 @@ from paper_repro.recipes.bench import Setting
 from paper_repro.recipes.checklist import flags, masking_table
 from paper_repro.recipes.loss_landscape_stages import WARMED, LossLandscape
 from paper_repro.recipes.recipe import Above, Claim, Near, Recipe, Table
-from paper_repro.recipes.records import NotRecorded, Records
+from paper_repro.recipes.records import NotRecorded, Record, Records
 from paper_repro.recipes.statistics import (
     Measured,
     accuracy,
@@ -49,6 +49,23 @@ def _landscape_table(records: Records) -> Table:
         )
         body.append([name, *(average(column) for column in (*first, *along))])
     return header, body
+
+
+def line_places(record: Record) -> list[float]:
+    """Where the slopes of a landscape's record were taken, from -h to h."""
+    count = record.arrays["line_frozen"].shape[2]
+    return [round(t, 9) + 0.0 for t in np.linspace(-1, 1, count) * record.notes["h"]]
+
+
+def _lines_table(records: Records) -> Table:
+    record = records["landscape"]
+    body = []
+    for name in record.notes["names"]:
+        slopes = record.of("line_frozen", name), record.of("line_reattacked", name)
+        jump = average(record.of("jump", name))
+        for k, place in enumerate(line_places(record)):
+            body.append([name, f"{place:g}", *(average(column[:, k]) for column in slopes), jump])
+    return ["eps", "distance", "slope, held fixed", "slope, attacked anew", "jump of the gradient"], body
 
 
 def _gradients_table(records: Records) -> Table:
@@ -411,6 +428,7 @@ RECIPE = Recipe(
     },
     tables={
         "Curvature by training budget": _landscape_table,
+        "Gradient scattering along a line": _lines_table,
         "Gradients over training": _gradients_table,
         "Schedules of the budget": _schedules_table,
         "Other norms": _norms_table,

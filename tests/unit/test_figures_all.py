@@ -44,7 +44,7 @@ from figures.everything_command import all_command
 from figures.intervals import found_mean
 from figures.marks import curve, dots, line, log_axis, style
 from figures.page import STYLE
-from figures.recipe_figures import FIGURES, SECOND
+from figures.recipe_figures import FIGURES
 from figures.table_captions import CAPTIONS
 from paper_repro.commands.recipes import RESULTS
 from paper_repro.data import digits
@@ -347,7 +347,7 @@ def figure() -> Iterator[Figure]:
 
 
 def test_every_picture_belongs_to_a_table_of_a_recipe() -> None:
-    for name, title in (*FIGURES, *SECOND, *CAPTIONS):
+    for name, title in (*FIGURES, *CAPTIONS):
         assert title in RECIPES[name].tables, f"{name} has no table {title}"
 
 
@@ -361,7 +361,6 @@ def test_no_two_tables_of_a_recipe_share_their_files() -> None:
     for recipe in RECIPES.values():
         pictures = {title: FIGURES.get((recipe.name, title)) for title in recipe.tables}
         files = [p.name if p else slug(title) for title, p in pictures.items()] + ["report"]
-        files += [second.picture.name for (name, _), second in SECOND.items() if name == recipe.name]
         assert len(set(files)) == len(files), recipe.name
 
 
@@ -407,6 +406,7 @@ def test_side_files_stores_and_older_folders_give_their_figures_too(rebuilt) -> 
 
 
 COUNTED = {
+    ("loss_landscape", "Gradient scattering along a line"): f"{N} training images",
     ("free_at", "Input surfaces"): f"{N} test images",
     ("deep_defense", "Linearisations per training image"): f"{N} training images",
     ("deep_defense", "Convergence"): f"40 training and {N} test images",
@@ -426,10 +426,6 @@ SIDE = {
     ("loss_landscape/smoke", "Loss along a line through the weights, first seed"): f"n = {N} training images, seed 0.",
     ("smoothing_vs_ibp/smoke", "All certifiers and attacks, seed 0"): "n = 5 images, seed 0.",
     ("interval_training/small", "Certified accuracy, from the exported logs"): "n = 6 images, seed 3;",
-    (
-        "loss_landscape/smoke",
-        "Gradient scattering along a line through the weights",
-    ): f"n = {N} training images, seeds 0, 1.",
 }
 
 
@@ -668,7 +664,7 @@ def test_lines_of_gradients_are_those_of_the_record(results: Path, figure: Figur
         assert figure.axes[k].get_title().endswith(f"jump {jump.value:.2g} [{jump.low:.2g}, {jump.high:.2g}]")
     strokes = [line.get_xdata() for line in figure.axes[2].lines if line.get_marker() == "|"]
     assert np.array_equal(strokes, record.arrays["jump"])
-    header, body = gradient_lines.table(records)
+    header, body = RECIPES["loss_landscape"].tables["Gradient scattering along a line"](records)
     assert len(body) == 2 * 5
     assert header[0] == "eps"
     assert body[9][:3] == ["0.1", "0.1", body[9][2]]
@@ -682,9 +678,7 @@ def test_a_record_older_than_its_lines_keeps_its_first_picture(tmp_path: Path) -
     records.write("landscape", Record(arrays, record.notes), {})
     made = everything(tmp_path / "some", tmp_path / "out")
     captions = {entry.title: entry for entry in made.sections["loss_landscape/smoke"]}
-    assert captions["Gradient scattering along a line through the weights"].caption == (
-        "Not run: no line_frozen of '0' is recorded."
-    )
+    assert captions["Gradient scattering along a line"].caption == ("Not run: no line_frozen of '0' is recorded.")
     assert captions["Curvature by training budget"].files
 
 
@@ -819,8 +813,6 @@ def test_drawings_work_with_one_seed_and_one_image(tmp_path: Path) -> None:
             records = Records(tmp_path / name)
             RECIPES[name].tables[title](records)
             partial(picture.draw, Figure(layout="constrained"))(records)
-        for (name, _), second in SECOND.items():
-            second.picture.draw(Figure(layout="constrained"), Records(tmp_path / name))
 
 
 def records_with_images(name: str) -> list[str]:
