@@ -23,7 +23,7 @@ SCALES: dict[str, str] = {
     "cifar": "as small with fewer updates, the same network on CIFAR-10",
     "thorough": "as small, attacks of 1000 steps and 20 restarts on fewer images",
     "paper": "one GPU",
-    "table": "published logs, image by image: a GPU, or some four hours of a CPU core",
+    "table": "published logs, image by image: a GPU, or some five hours of a CPU core",
 }
 TAGS: dict[str, str] = {
     "A": "read in a primary artefact: the paper's repository, its README, a review",
