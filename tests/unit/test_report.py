@@ -779,7 +779,7 @@ def test_what_is_proved_near_zero_gets_a_panel(full: Path) -> None:
         np.testing.assert_array_equal(certified.get_ydata(), row.accuracy.observed)
         assert list(unbroken.get_ydata()) == [1.0, 0.5, 0.1]
         assert certified.get_linestyle() == unbroken.get_linestyle() == "-"
-        assert (certified.get_marker(), unbroken.get_marker()) == ("None", "v"), "told apart without colour"
+        assert (certified.get_marker(), unbroken.get_marker()) == ("o", "v"), "told apart without colour"
     figure = Figure()
     draw_curves(figure, [row_of(results, np.linspace(0, reach, 50).tolist())], None, "Linf")
     assert len(figure.axes) == 1
