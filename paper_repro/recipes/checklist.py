@@ -1,11 +1,14 @@
 """The checklist of gradient masking as a record and a table: a verdict for every check, network and seed."""
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from analysis.masking import MaskingReport
 from paper_repro.recipes.recipe import Table
-from paper_repro.recipes.records import Records
+from paper_repro.recipes.records import Record, Records, gather
 from paper_repro.recipes.statistics import Measured, exactly
 
 _VERDICTS = ("passes", "inconclusive", "flagged")
@@ -13,14 +16,18 @@ _WORDS = ("passed", "open", "flagged")
 OPEN = _VERDICTS.index("inconclusive")
 
 
-def codes(report: MaskingReport) -> NDArray[np.int64]:
-    """Of every check, in order: passed (0), open (1) or flagged (2)."""
-    return np.array([_VERDICTS.index(check.verdict) for check in report.checks])
+def masking_record(
+    names: Sequence[str], seeds: Sequence[int], look: Callable[[str, int], MaskingReport], notes: Mapping[str, Any]
+) -> Record:
+    """For every name, seed and check whether it was passed (0), open (1) or flagged (2)."""
+    checks: list[str] = []
 
+    def measure(name: str, seed: int) -> dict[str, NDArray[np.generic]]:
+        found = look(name, seed).checks
+        checks[:] = [f"{check.number} {check.name}" for check in found]
+        return {"verdict": np.array([_VERDICTS.index(check.verdict) for check in found])}
 
-def titles(report: MaskingReport) -> list[str]:
-    """The checks, numbered."""
-    return [f"{check.number} {check.name}" for check in report.checks]
+    return Record(gather(names, seeds, measure), {"names": list(names), "checks": checks, **notes})
 
 
 def masking_table(records: Records) -> Table:

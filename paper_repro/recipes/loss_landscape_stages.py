@@ -15,7 +15,7 @@ from analysis.lanczos import Lanczos
 from analysis.landscape import Landscape, filter_normalized, random_direction
 from analysis.linear import constant_threshold
 from analysis.linear_experiment import ThresholdExperiment
-from analysis.masking import masking_report
+from analysis.masking import MaskingReport, masking_report
 from analysis.masking_attacks import Effort
 from analysis.oscillation import OscillationSearch
 from analysis.records import write_record
@@ -25,7 +25,7 @@ from certify.campaign.weights import load_weights
 from certify.threat import Norm
 from paper_repro.models.checkpoint import WEIGHTS
 from paper_repro.recipes.bench import Bench, Setting, spaced
-from paper_repro.recipes.checklist import codes, titles
+from paper_repro.recipes.checklist import masking_record
 from paper_repro.recipes.records import Record, gather
 from paper_repro.training import (
     FastTraining,
@@ -357,15 +357,11 @@ def masking(bench: Bench) -> Record:
     config: LossLandscape = bench.config
     data = spaced(bench.test, config.checked)
     x, y = data.x.to(bench.device), data.y.to(bench.device)
-    checks: list[str] = []
 
-    def measure(name: str, seed: int) -> dict[str, NDArray[np.generic]]:
+    def look(name: str, seed: int) -> MaskingReport:
         network, other = _variant(bench, name, seed), _at(bench, 0.0, seed)
         rng = Stream(seed).child("masking")
-        found = masking_report(network, x, y, threat=config.threat, rng=rng, effort=config.effort, surrogate=other)
-        checks[:] = titles(found)
-        return {"verdict": codes(found)}
+        return masking_report(network, x, y, threat=config.threat, rng=rng, effort=config.effort, surrogate=other)
 
     names = [WARMED, "cosine", "one step with random start"]
-    arrays = gather(names, config.setting.seeds, measure)
-    return Record(arrays, {"names": names, "checks": checks, "effort": repr(config.effort)})
+    return masking_record(names, config.setting.seeds, look, {"effort": repr(config.effort)})

@@ -2,18 +2,15 @@
 
 from dataclasses import dataclass, replace
 
-import numpy as np
-from numpy.typing import NDArray
-
-from analysis.masking import masking_report
+from analysis.masking import MaskingReport, masking_report
 from analysis.masking_attacks import Effort
 from certify import Stream, Threat
 from certify.smoothed import SmoothedClassifier
 from paper_repro.recipes import stability
 from paper_repro.recipes.bench import Bench, Setting, spaced
-from paper_repro.recipes.checklist import OPEN, codes, flags, masking_table, titles
+from paper_repro.recipes.checklist import OPEN, flags, masking_record, masking_table
 from paper_repro.recipes.recipe import Above, Claim, Near, Recipe
-from paper_repro.recipes.records import Record, Records, gather
+from paper_repro.recipes.records import Record, Records
 from paper_repro.recipes.stability import StabilityTraining
 from paper_repro.recipes.statistics import Measured, exactly
 
@@ -50,7 +47,6 @@ def masking(bench: Bench) -> Record:
     data = spaced(bench.test, config.checked)
     x, y = data.x.to(bench.device), data.y.to(bench.device)
     of_networks = replace(bench, config=config.networks)
-    checks: list[str] = []
 
     def smoothed(name: str, seed: int) -> SmoothedClassifier:
         # The same noise at every call: a deterministic function, as the checks take for granted.
@@ -58,8 +54,8 @@ def masking(bench: Bench) -> Record:
         base, noise = stability.trained(of_networks, name, seed), config.networks.smoothing.noise
         return SmoothedClassifier(base, noise, config.samples, stream=stream, fresh=False).eval()
 
-    def measure(name: str, seed: int) -> dict[str, NDArray[np.generic]]:
-        found = masking_report(
+    def look(name: str, seed: int) -> MaskingReport:
+        return masking_report(
             smoothed(name, seed),
             x,
             y,
@@ -68,12 +64,9 @@ def masking(bench: Bench) -> Record:
             effort=config.effort,
             surrogate=smoothed(_RIVAL[name], seed),
         )
-        checks[:] = titles(found)
-        return {"verdict": codes(found)}
 
-    arrays = gather(list(_RIVAL), config.setting.seeds, measure)
-    notes = {"names": list(_RIVAL), "checks": checks, "effort": repr(config.effort), "samples": config.samples}
-    return Record(arrays, {**notes, "threat": repr(Threat("L2", config.eps)), "example": data.id.tolist()})
+    notes = {"effort": repr(config.effort), "samples": config.samples, "threat": repr(Threat("L2", config.eps))}
+    return masking_record(list(_RIVAL), config.setting.seeds, look, {**notes, "example": data.id.tolist()})
 
 
 def _decided(records: Records) -> Measured:
