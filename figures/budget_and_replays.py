@@ -5,7 +5,7 @@ import re
 import numpy as np
 from matplotlib.figure import Figure
 
-from figures.captions import ACCURACY, BESIDE, about
+from figures.captions import ACCURACY, SPREAD_OUT, about
 from figures.marks import SHARES, legend, line, log_axis, style, title
 from paper_repro.recipes.records import Record, Records
 from paper_repro.recipes.statistics import Measured, accuracy
@@ -20,7 +20,7 @@ def says(record: Record) -> str:
     steps, cost = (found[1], str(int(found[1]) + 1)) if found else ("K", "K + 1")
     return (
         "Robust and clean accuracy against epochs of updates, replays counted, a line for every m. An update of plain "
-        f"or Free training costs one forward and backward pass, an update of PGD-{steps} costs {cost}. {BESIDE} "
+        f"or Free training costs one forward and backward pass, an update of PGD-{steps} costs {cost}. {SPREAD_OUT} "
         f"{ACCURACY}"
     )
 

@@ -26,7 +26,7 @@ Counted = Callable[[Record], str | None]
 ACCURACY = "Bars and shades: the hull over seeds of the exact 95 % intervals over images."
 PAIRED = "Differences: paired by image, the hull over seeds of the 95 % intervals over images."
 SEEDS = "Bars and shades: the least and the largest seed."
-BESIDE = "Marks of one budget stand side by side."
+SPREAD_OUT = "Marks of one budget stand side by side."
 
 
 def images(record: Record, what: str = "images") -> str | None:

@@ -31,7 +31,7 @@ from figures import (
     threshold,
     tuning,
 )
-from figures.captions import ACCURACY, BESIDE, PAIRED, SEEDS, Caption, Counted, columns, configured, images
+from figures.captions import ACCURACY, PAIRED, SEEDS, SPREAD_OUT, Caption, Counted, columns, configured, images
 from paper_repro.recipes.loss_landscape_stages import WARMED
 from paper_repro.recipes.records import Record, Records
 
@@ -124,7 +124,7 @@ FIGURES: dict[tuple[str, str], Picture] = {
         "accuracy_by_budget",
         accuracy_by_budget.draw,
         "attacks",
-        f"Share of images without a counterexample within the budget, in input units. {BESIDE} {ACCURACY}",
+        f"Share of images without a counterexample within the budget, in input units. {SPREAD_OUT} {ACCURACY}",
     ),
     ("stability", "Cost, in multiples of plain training"): _cost("cost"),
     ("deep_defense", "Distance of the nearest error over the norm of the image"): Picture(

@@ -26,6 +26,8 @@ _STYLE: Any = {
 }
 _NEAR = 0.25
 """Share of the axis within which what is proved gets a panel of its own."""
+_ATTACKED = "*"
+"""The mark of the attack's curve, which no certified curve has, however many there are."""
 _FEW = 60
 """Examples up to which each has a mark of full size."""
 _MANY = 1000
@@ -79,7 +81,7 @@ def draw_curves(
 
 def _draw_attacked(axes: Axes, radii: FloatArray, share: FloatArray, upper: FloatArray, label: str) -> None:
     # A float spaces marks evenly on the page, however the points lie.
-    axes.plot(radii, share, color="black", lw=1.1, marker="v", ms=4, markevery=0.08, label=plain(label))
+    axes.plot(radii, share, color="black", lw=1.1, marker=_ATTACKED, ms=5, markevery=0.08, label=plain(label))
     axes.fill_between(radii, share, upper, facecolor="none", edgecolor="0.6", hatch="////", lw=0)
 
 
