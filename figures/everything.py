@@ -3,7 +3,8 @@
 import csv
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 from matplotlib.figure import Figure
 
-from certify.campaign.tables import Format, as_text
+from certify.campaign.tables import Format, as_text, compare_sources, render_comparison
 from certify.errors import InputError
 from figures.certified_accuracy import certified_accuracy
 from figures.compare import compare
@@ -85,14 +86,13 @@ def _rebuild(folder: Path, out: Path, rebuilt: Rebuilt) -> None:
     elif recipe is not None:
         rebuilt.skipped[section] = f"{name} has no scale {scale}"
     elif name in _OLDER:
-        entry = _OLDER[name](folder, target)
-        rebuilt.sections[section] = [entry]
-        for file in entry.files:
+        rebuilt.sections[section] = _OLDER[name](folder, target)
+        for file in (file for entry in rebuilt.sections[section] for file in entry.files):
             committed = folder / file.name
             if committed.is_file() and committed.read_bytes() != file.read_bytes():
                 rebuilt.differing.append(committed)
     else:
-        rebuilt.skipped[section] = "no recipe, and no figure is made from what is committed there"
+        rebuilt.skipped[section] = "no recipe's; the text that a command printed is the record itself"
 
 
 def _of_recipe(recipe: Recipe, folder: Path, target: Path) -> list[Entry]:
@@ -159,40 +159,76 @@ def _beside(folder: Path, target: Path) -> list[Entry]:
             entries.append(Entry(beside.title, caption, beside.draw(sources, target / FIRST_SEED)))
     for store in sorted(folder.glob("seed-*.sqlite")):
         dimension = records["certificates"].notes["dimension"]
-        seed = store.stem.removeprefix("seed-")
-        with TemporaryDirectory() as scratch:
-            # Opening a store may write beside it, and results are only read.
-            copy = Path(scratch) / store.name
-            copyfile(store, copy)
-            files = compare([copy], target / store.stem, dimension=dimension)
-        caption = (
-            "Every certifier and attack, native and converted, in input units. Curves and marks: observed shares; the "
-            f"table holds their exact 95 % intervals over images. n = {_counts(files)} images, seed {seed}."
-        )
-        entries.append(Entry(f"All certifiers and attacks, seed {seed}", caption, files))
+        entries.append(_compared([store], target / store.stem, dimension, store.stem.replace("-", " ")))
     return entries
 
 
-def _older_surfaces(folder: Path, target: Path) -> Entry:
-    sources = _plain_first(folder)
-    return Entry("Input surfaces", surface_caption(sources, Records(folder)), input_surface(sources, target))
+@contextmanager
+def _copies(stores: Sequence[Path]) -> Iterator[list[Path]]:
+    """Copies under the same names: opening a store may write beside it, and results are only read."""
+    with TemporaryDirectory() as scratch:
+        yield [Path(copyfile(store, Path(scratch) / store.name)) for store in stores]
 
 
-def _older_logs(radii: Sequence[float], what: str, folder: Path, target: Path) -> Entry:
-    files = certified_accuracy(sorted(folder.glob("*.tsv")), target, radii)
-    trained = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["seeds"]
+def _compared(stores: Sequence[Path], target: Path, dimension: int, seeds: str) -> Entry:
+    with _copies(stores) as copies:
+        files = compare(copies, target, dimension=dimension)
     caption = (
-        f"{what} Shade: down to the 95 % simultaneous population bound. A log does not state its alpha: 0.001 is "
-        f"assumed, which is more than a certain certificate needs. n = {_counts(files)} images, "
-        f"{'seed' if len(trained) == 1 else 'seeds'} {', '.join(map(str, trained))}; the interval is over images alone."
+        "Every certifier and attack, native and converted, in input units. Curves and marks: observed shares; the "
+        f"table holds their exact 95 % intervals over images. n = {_counts(files)} images, {seeds}."
     )
-    return Entry("Certified accuracy, from the exported logs", caption, files)
+    return Entry(f"All certifiers and attacks, {seeds}", caption, files)
 
 
-_OLDER: dict[str, Callable[[Path, Path], Entry]] = {
+def _older_surfaces(folder: Path, target: Path) -> list[Entry]:
+    sources = _plain_first(folder)
+    return [Entry("Input surfaces", surface_caption(sources, Records(folder)), input_surface(sources, target))]
+
+
+def _seeds_of(folder: Path) -> str:
+    trained = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["seeds"]
+    return f"{'seed' if len(trained) == 1 else 'seeds'} {', '.join(map(str, trained))}"
+
+
+def _older_logs(folder: Path, target: Path) -> list[Entry]:
+    files = certified_accuracy(sorted(folder.glob("*.tsv")), target, (0, 0.1, 0.2999))
+    caption = (
+        "Verified accuracy at one Linf eps for each network. Shade: down to the 95 % simultaneous population bound. A "
+        "log does not state its alpha: 0.001 is assumed, which is more than a certain certificate needs. "
+        f"n = {_counts(files)} images, {_seeds_of(folder)}; the interval is over images alone."
+    )
+    return [Entry("Certified accuracy, from the exported logs", caption, files)]
+
+
+def _older_stores(folder: Path, target: Path) -> list[Entry]:
+    return [_compared(sorted(folder.glob("*.sqlite")), target, _PIXELS, _seeds_of(folder))]
+
+
+def _older_pair(folder: Path, target: Path) -> list[Entry]:
+    stores = [folder / f"{name}.sqlite" for name in ("split", "uniform")]
+    with _copies(stores) as copies:
+        files = certified_accuracy(copies, target, (0, 0.5, 1.0, 1.5, 1.95))
+        text = render_comparison(compare_sources(copies, (0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 1.95)))
+    paired = target / "comparison.md"
+    paired.write_text(text, encoding="utf-8")
+    circumstances = f"n = {_counts(files)} images, {_seeds_of(folder)}; intervals are over images alone."
+    return [
+        Entry(
+            "Certified accuracy, L1",
+            f"Split noise is certain, uniform noise is not. Shade: down to the 95 % simultaneous population bound. "
+            f"{circumstances}",
+            files,
+        ),
+        Entry("Split noise less uniform noise, image by image", circumstances, [paired]),
+    ]
+
+
+_PIXELS = 28 * 28
+_OLDER: dict[str, Callable[[Path, Path], list[Entry]]] = {
+    "comparison_mlp": _older_stores,
     "input_surfaces": _older_surfaces,
-    "split_noise": partial(_older_logs, (0, 0.5, 1.0, 1.5, 1.95), "Certified accuracy against the L1 radius."),
-    "interval_training": partial(_older_logs, (0, 0.1, 0.2999), "Verified accuracy at one Linf eps for each network."),
+    "interval_training": _older_logs,
+    "split_noise": _older_pair,
 }
 """Folders of results that are no recipe's, and what can be made of them."""
 

@@ -140,7 +140,7 @@ _SMOKE = Challenge(
 _SMALL = Challenge(
     setting=Setting("paper_repro.data:mnist", "paper_repro.models:mnist_challenge", None, 200, (0, 1, 2)),
     method=PGDTraining(_THREAT, steps=7, ramp=Ramp(epochs=1)),
-    training=Training(epochs=3, batch_size=50, optimizer="adam", lr=1e-3, weight_decay=0.0, schedule="cosine"),
+    training=Training(epochs=3, batch_size=50, optimizer="adam", lr=3e-4, weight_decay=0.0, schedule="cosine"),
     ladder=_ladder(100, 50, TargetedAPGD(9, 50), Square(1000)),
 )
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from shutil import copytree, rmtree
+from shutil import copyfile, copytree, rmtree
 from typing import Any
 
 import matplotlib as mpl
@@ -300,6 +300,14 @@ def write_side_files(results: Path) -> None:
     method = Bisection(IBP(Threat("Linf", 0.5, box=None)), 4)
     verify(joint / "seed-0.sqlite", method, network, digits("test"), **common)
     attack_campaign(joint / "seed-0.sqlite", [PGD(3)], network, digits("test"), threat=Threat("Linf", 0.1), **common)
+    by_hand = {name: results / name / "small" for name in ("comparison_mlp", "split_noise")}
+    for folder in by_hand.values():
+        folder.mkdir(parents=True)
+        (folder / MANIFEST).write_text(json.dumps({"seeds": [5]}))
+    copyfile(joint / "seed-0.sqlite", by_hand["comparison_mlp"] / "plain.sqlite")
+    for name, reach in (("split", 1.0), ("uniform", 0.01)):
+        method = Bisection(IBP(Threat("L1", reach, box=None)), 2)
+        verify(by_hand["split_noise"] / f"{name}.sqlite", method, network, digits("test"), **common)
     old = results / "input_surfaces" / "small"
     copytree(free / "input_surface", old)
     (old / MANIFEST).write_text("{}")
@@ -396,12 +404,16 @@ def test_side_files_stores_and_older_folders_give_their_figures_too(rebuilt) -> 
         "smoothing_vs_ibp/smoke/seed-0/compare",
         "input_surfaces/small/input_surface",
         "interval_training/small/certified_accuracy",
+        "comparison_mlp/small/compare",
+        "split_noise/small/certified_accuracy",
     ):
         assert {f"{stem}.{form}" for form in ("png", "pdf", "md", "csv", "tex")} <= set(files), stem
     rows = files["input_surfaces/small/input_surface.csv"].decode().splitlines()
     assert [row.split(",")[0] for row in rows] == ["network", "plain", "pgd"]
     assert made.skipped["free_at/huge"] == "free_at has no scale huge"
-    assert made.skipped["of_nobody/small"].startswith("no recipe, ")
+    assert made.skipped["of_nobody/small"].startswith("no recipe's")
+    paired = files["split_noise/small/comparison.md"].decode()
+    assert re.search(r"^\| r=0\.5 +\| (\S+) +\| 0\.0000 +\| \+\1 ", paired, re.MULTILINE), "the first is wider"
     assert made.differing == []
 
 
@@ -426,6 +438,8 @@ SIDE = {
     ("loss_landscape/smoke", "Loss along a line through the weights, first seed"): f"n = {N} training images, seed 0.",
     ("smoothing_vs_ibp/smoke", "All certifiers and attacks, seed 0"): "n = 5 images, seed 0.",
     ("interval_training/small", "Certified accuracy, from the exported logs"): "n = 6 images, seed 3;",
+    ("comparison_mlp/small", "All certifiers and attacks, seed 5"): "n = 5 images, seed 5.",
+    ("split_noise/small", "Split noise less uniform noise, image by image"): "n = 5 images, seed 5;",
 }
 
 
@@ -509,14 +523,22 @@ def test_an_altered_report_is_named(some: Path, tmp_path: Path) -> None:
     assert everything(some, tmp_path / "out").differing == [committed], "all stages ended, and there is no report"
 
 
-def test_an_altered_table_of_an_older_folder_is_named(results: Path, tmp_path: Path) -> None:
-    copytree(results / "input_surfaces", tmp_path / "some" / "input_surfaces")
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("comparison_mlp", "compare.csv"),
+        ("input_surfaces", "input_surface.md"),
+        ("split_noise", "comparison.md"),
+    ],
+)
+def test_an_altered_table_of_an_older_folder_is_named(name: str, table: str, results: Path, tmp_path: Path) -> None:
+    copytree(results / name, tmp_path / "some" / name)
     everything(tmp_path / "some", tmp_path / "out")
-    committed = tmp_path / "some" / "input_surfaces" / "small" / "input_surface.md"
-    text = (tmp_path / "out" / "input_surfaces" / "small" / "input_surface.md").read_text()
-    committed.write_text(text)
+    committed = tmp_path / "some" / name / "small" / table
+    text = (tmp_path / "out" / name / "small" / table).read_text(encoding="utf-8")
+    committed.write_text(text, encoding="utf-8")
     assert everything(tmp_path / "some", tmp_path / "out").differing == []
-    committed.write_text(text.replace("0.5", "0.6"))
+    committed.write_text(text.replace("0.", "7.", 1), encoding="utf-8")
     assert everything(tmp_path / "some", tmp_path / "out").differing == [committed]
 
 
