@@ -17,7 +17,7 @@ State = Literal["reproduced", "deviates", "not run"]
 
 SCALES: dict[str, str] = {
     "smoke": "CPU, under a minute",
-    "small": "two CPU cores, one to three hours, resumable",
+    "small": "two CPU cores, one to three hours of one core each, resumable",
     "lenet": "as small, on the paper's second MNIST network",
     "fashion": "as small with fewer updates, the same network on Fashion-MNIST",
     "cifar": "as small with fewer updates, the same network on CIFAR-10",

@@ -1,5 +1,8 @@
 """The page that a results folder ends with: every table, every verdict, every deviation, from records alone."""
 
+from dataclasses import fields
+from typing import Any
+
 from certify.campaign.tables import as_text
 from paper_repro.recipes.recipe import SCALES, TAGS, Recipe, Verdict
 from paper_repro.recipes.records import NotRecorded, Records
@@ -25,6 +28,11 @@ def verdicts(recipe: Recipe, records: Records, scale: str) -> str:
     return as_text(HEADER, body, "md")
 
 
+def _configuration(config: Any) -> str:
+    """Every field as it prints: an attack, a method or a certifier with all its hyperparameters."""
+    return "\n".join(f"* {field.name}: `{getattr(config, field.name)!r}`" for field in fields(config))
+
+
 def report(recipe: Recipe, records: Records, scale: str) -> str:
     """All that the records say, as Markdown.
 
@@ -48,5 +56,9 @@ def report(recipe: Recipe, records: Records, scale: str) -> str:
         "\n".join(f"* [{tag}] {meaning}." for tag, meaning in TAGS.items()),
         "## Deviations from the paper",
         "\n".join(f"* {deviation}" for deviation in recipe.deviations),
+        "## Configuration",
+        _configuration(recipe.configuration(scale)),
+        "Budgets and distances are in units of the input, whose pixels lie in [0, 1]. PGD without a step size takes "
+        "2.5 eps / steps, SmoothAdv 2 eps / steps.",
     ]
     return "\n\n".join(parts) + "\n"

@@ -335,7 +335,8 @@ _SMOKE = StabilityTraining(
     cost_updates=3,
 )
 
-# Beside each value its source: "released code" and "review" were read [A]; numbers of sections are recalled [C].
+# Beside a value its source: "released code" and "review" were read [A]; numbers of sections are recalled [C]. Values
+# without one are ours.
 _NOISE = Gaussian(0.5)
 _SMALL = StabilityTraining(
     setting=Setting("paper_repro.data:mnist", "paper_repro.models:lenet", 20_000, 200, (0, 1, 2)),

@@ -31,6 +31,7 @@ from paper_repro.recipes import (
 )
 from paper_repro.recipes.bench import Bench, Setting, spaced
 from paper_repro.recipes.execute import MANIFEST, commit, execute
+from paper_repro.recipes.loss_landscape_stages import WARMED
 from paper_repro.recipes.recipe import SCALES, Above, Claim, Near
 from paper_repro.recipes.records import NotRecorded, Record, Records, gather
 from paper_repro.recipes.report import judge, report
@@ -720,3 +721,41 @@ def test_quoted_intervals_and_deviations_are_those_of_the_records() -> None:
 )
 def test_a_number_that_no_record_holds_is_noticed(quoted: str, holds: bool) -> None:
     assert bool(_not_recorded("## (recipe `free_at`)", f"| F0 | `run free_at --scale small` | {quoted} |")) != holds
+
+
+def test_the_grid_of_step_sizes_says_which_cell_is_the_strongest_of_all_numbers_of_steps(tmp_path: Path) -> None:
+    names, table = [WARMED], RECIPES["loss_landscape"].tables["Step sizes and steps of PGD"]
+    records = Records(tmp_path)
+
+    def write(stage: str, steps: int, robust: list[list[int]], loss: list[list[float]]) -> None:
+        arrays = {"robust": np.array([robust]), "loss": np.array([loss]), "late_gain": np.zeros((1, 2, 2))}
+        notes = {"names": names, "cells": [[steps, 0.1], [steps, 1.0]], "n": 10, "eps": 0.3}
+        records.write(stage, Record(arrays, notes), {})
+
+    write("effort", 100, [[5, 4], [5, 4]], [[1.0, 2.0], [1.0, 2.0]])
+    _, body = table(records)
+    assert [row[-1] for row in body] == ["0 of 2", "2 of 2"]
+    write("longer", 1000, [[4, 4], [3, 4]], [[1.5, 2.5], [1.0, 9.0]])
+    header, body = table(records)
+    assert header[0] == "PGD, Linf 0.3"
+    assert [row[0] for row in body[2:]] == ["1000 steps of 0.1 eps", "1000 steps of 1 eps"]
+    assert [row[-1] for row in body] == ["0 of 2", "0 of 2", "1 of 2", "1 of 2"], "fewest left, then the largest loss"
+    assert body[2][1] == "0.3500 +- 0.0707"
+
+
+def test_gradients_are_read_where_the_warm_up_has_ended(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    loss = np.arange(6.0) + np.zeros((1, 2, 6))
+    configured = {"configuration": "M(warm_up=Ramp(shape='linear', low=0.0, high=None, epochs=3, per_batch=False))"}
+    records.write("gradients", Record({"loss": loss, "gradient_norm": 10 * loss}, {"names": ["0.3"]}), configured)
+    header, body = RECIPES["loss_landscape"].tables["Gradients over training"](records)
+    assert header[1:] == [f"{what}, epoch {k}" for k in (1, 4, 6) for what in ("loss", "gradient norm")]
+    assert [cell.split()[0] for cell in body[0][1:]] == ["0.0000", "0.0000", "3.0000", "30.0000", "5.0000", "50.0000"]
+
+
+def test_a_report_ends_with_every_hyperparameter(tmp_path: Path) -> None:
+    recipe = RECIPES["stability"]
+    config = recipe.configuration("small")
+    text = report(recipe, Records(tmp_path), "small")
+    for name in ("attack", "attack_base", "smoothing", "trades"):
+        assert f"* {name}: `{getattr(config, name)!r}`" in text
