@@ -24,6 +24,6 @@ def draw(figure: Figure, records: Records, stage: str = "schedules", base: str =
     dots(left, names, shown)
     left.set(xlabel="share of images", xlim=SHARES)
     others = {name: difference(hits, robust[base]) for name, hits in robust.items() if name != base}
-    gains(right, names, others, f"robust accuracy less that of '{base}'")
+    gains(right, names, others, f"robust accuracy less that of\n'{base}'")
     title(figure, f"Clean, and under attack in {threat(record)}: {about(record)}")
     legend(figure, left)

@@ -62,8 +62,8 @@ def _draw(figure: Figure, curves: Mapping[str, NoiseCurve]) -> None:
     axes.set(
         xlabel="standard deviation of the noise (input units)",
         ylabel="accuracy",
-        ylim=(0, 1.02),
-        title=f"Line: mean, bars: one s.d. over draws. Shade: exact {100 * (1 - rho):g} % interval for the population.",
+        title="Accuracy in Gaussian noise. Line: mean, bars: one s.d. over draws.\n"
+        f"Shade: exact {100 * (1 - rho):g} % interval for the population.",
     )
     axes.title.set_fontsize(10)
     figure.legend(loc="outside lower left", fontsize=8, handlelength=4)

@@ -16,7 +16,7 @@ HEADER = ["network", "n", "misclassified", "sigma above ceiling", "no error foun
 
 
 def boundary_distance(results: Mapping[str, BoundaryDistances], out: Path) -> list[Path]:
-    """Draw one point per example and the line of half-spaces, with the slopes and what could not be drawn beneath.
+    """Draw one point per example that the slope uses and the line of half-spaces, with slopes and counts beneath.
 
     Args:
         results: By the network's name.
@@ -51,22 +51,21 @@ def _row(name: str, result: BoundaryDistances) -> list[str]:
 
 def _draw(figure: Figure, results: Mapping[str, BoundaryDistances]) -> None:
     axes = figure.subplots()
-    largest = 0.0
+    right = top = 0.0
     for k, (name, result) in enumerate(results.items()):
-        # Misclassified examples are at 0, where prediction and distance agree.
-        drawn = result.used | (result.sigma == 0)
-        predicted, distance = result.predicted[drawn], result.distance[drawn]
+        predicted, distance = result.predicted[result.used], result.distance[result.used]
         slope = "no slope" if math.isnan(result.slope) else f"slope {result.slope:.3f}"
         label = f"{name}: {len(predicted)} of {len(result.sigma)} images, {slope}"
         look = style(k) | {"ls": ""}
         axes.plot(predicted.tolist(), distance.tolist(), ms=4, mew=0.8, fillstyle="none", label=label, **look)
-        largest = max([largest, *predicted.tolist(), *distance.tolist()])
-    axes.plot([0, largest], [0, largest], "k--", lw=1, label="half-space: distance = prediction")
+        right, top = max([right, *predicted.tolist()]), max([top, *distance.tolist()])
+    end = min(right, top) or 1.0
+    axes.plot([0, end], [0, end], "k--", lw=1, label="half-space: distance = prediction")
     mu = next(iter(results.values())).method.mu
     axes.set(
-        xlabel=f"-sigma PhiInv(mu), from the noise with error rate mu = {mu:g}",
-        ylabel="L2 distance of the nearest error, by PGD",
-        xlim=(0, None),
-        ylim=(0, None),
+        xlabel=f"-sigma PhiInv(mu), from the noise with error rate mu = {mu:g} (L2, input units)",
+        ylabel="distance of the nearest error, by PGD\n(L2, input units)",
+        xlim=(0, 1.05 * (right or 1.0)),
+        ylim=(0, 1.05 * (top or 1.0)),
     )
     figure.legend(loc="outside lower left", fontsize=8)

@@ -26,9 +26,11 @@ def draw(figure: Figure, records: Records) -> None:
             look = style(seed) | {"ls": ""}
             panel.plot(x[x > 0], y[x > 0], ms=4, mew=0.8, fillstyle="none", label=label, **look)
         panel.plot([0, max(right, top)], [0, max(right, top)], "k--", lw=1, label="half-space: distance = prediction")
-        panel.set(xlim=(0, right), ylim=(0, top), xlabel="predicted: -sigma PhiInv(mu)")
-        panel.set_title(name, fontsize=10)
-    panels[0].set_ylabel("L2 distance of the nearest error, by PGD")
+        panel.set(xlim=(0, right), ylim=(0, top))
+        panel.set_xlabel(f"predicted: -sigma PhiInv({_mu(record):g})\n(L2, input units)")
+        counts = ", ".join(str(int((x > 0).sum())) for x in predicted)
+        panel.set_title(f"{name}: {counts}\nof {predicted.shape[1]} images by seed", fontsize=9)
+    panels[0].set_ylabel("distance of the nearest error, by PGD\n(L2, input units)")
     dots(slopes, names, {"": [slope(record, name) for name in names]})
     slopes.axvline(1.0, color="0.4", lw=1, ls="--")
     slopes.set_xlabel("slope of distance against prediction")
@@ -50,8 +52,12 @@ def slope(record: Record, name: str) -> Measured:
 
 def _used(record: Record, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(seeds, n) prediction and distance; both 0 where an image is misclassified, or one of the two was not found."""
-    mu = re.search(r"\bmu=([0-9.e-]+)", record.notes["method"])
     sigma, distance = record.of("sigma", name), record.of("distance", name)
     used = (sigma > 0) & np.isfinite(sigma) & np.isfinite(distance)
-    scale = -float(ndtri(float(mu[1]))) if mu else np.nan
-    return scale * np.where(used, sigma, 0.0), np.where(used, distance, 0.0)
+    return -float(ndtri(_mu(record))) * np.where(used, sigma, 0.0), np.where(used, distance, 0.0)
+
+
+def _mu(record: Record) -> float:
+    """The rate of errors in noise that sets sigma."""
+    found = re.search(r"\bmu=([0-9.e-]+)", record.notes["method"])
+    return float(found[1]) if found else np.nan

@@ -5,13 +5,10 @@ import re
 import numpy as np
 from matplotlib.figure import Figure
 
-from figures.captions import ACCURACY, SPREAD_OUT, about
-from figures.marks import SHARES, legend, line, log_axis, style, title
+from figures.captions import BESIDE, about, intervals
+from figures.marks import SHARES, apart, bars, legend, line, log_axis, style, title
 from paper_repro.recipes.records import Record, Records
 from paper_repro.recipes.statistics import Measured, accuracy
-
-_APART = 1.06
-"""Lines stand a little apart along the axis, so that their bars do not hide each other."""
 
 
 def says(record: Record) -> str:
@@ -20,8 +17,8 @@ def says(record: Record) -> str:
     steps, cost = (found[1], str(int(found[1]) + 1)) if found else ("K", "K + 1")
     return (
         "Robust and clean accuracy against epochs of updates, replays counted, a line for every m. An update of plain "
-        f"or Free training costs one forward and backward pass, an update of PGD-{steps} costs {cost}. {SPREAD_OUT} "
-        f"{ACCURACY}"
+        f"or Free training costs one forward and backward pass, an update of PGD-{steps} costs {cost}. {BESIDE} "
+        f"{intervals('Bars')}"
     )
 
 
@@ -31,20 +28,18 @@ def draw(figure: Figure, records: Records) -> None:
     notes = record.notes
     figure.set_size_inches(9.5, 4.8)
     panels = figure.subplots(1, 2, sharex=True)
+    others = [name for name in notes["names"] if not name.startswith("free")]
+    count = len(notes["replays"]) + len(others)
     for panel, clean in zip(panels, (False, True), strict=True):
         for k, m in enumerate(notes["replays"]):
             epochs = [e for e in notes["epochs"] if m <= e]
             found = [_accuracy(record, f"free m={m}, {e} epochs", clean) for e in epochs]
-            shift = _APART ** (k - (len(notes["replays"]) - 1) / 2)
-            line(panel, [e * shift for e in epochs], found, f"Free, m = {m}", style(k))
-        others = [name for name in notes["names"] if not name.startswith("free")]
+            line(panel, epochs, found, f"Free, m = {m}", style(k), beside=apart(k, count))
         for k, name in enumerate(others):
             v, epochs = _accuracy(record, name, clean), _epochs(name)
-            crowded = epochs in notes["epochs"]
-            place = epochs * _APART ** (len(notes["replays"]) / 2 + k) if crowded else epochs
             look = {"marker": "*" if name.startswith("plain") else style(4 + k)["marker"], "color": "black"}
-            panel.plot([place], [v.value], ls="", ms=7, label=name, clip_on=False, **look)
-            panel.vlines([place], [v.low], [v.high], color="black", lw=1)
+            panel.plot([epochs], [v.value], ls="", ms=7, label=name, clip_on=False, **look)
+            bars(panel, [epochs], [v], look, apart(len(notes["replays"]) + k, count))
         ticks = sorted({*notes["epochs"], *map(_epochs, others)})
         log_axis(panel, "x", ticks)
         panel.set_xlim(ticks[0] / 1.25, ticks[-1] * 1.5)

@@ -23,10 +23,14 @@ _STATED = (
 Counted = Callable[[Record], str | None]
 """Says what n of a record is, such as "500 images"."""
 
-ACCURACY = "Bars and shades: the hull over seeds of the exact 95 % intervals over images."
-PAIRED = "Differences: paired by image, the hull over seeds of the 95 % intervals over images."
-SEEDS = "Bars and shades: the least and the largest seed."
-SPREAD_OUT = "Marks of one budget stand side by side."
+HULL = "{hull}"
+"""Stands in a caption for "the hull over seeds of the", or for "the" where there is one seed; `Caption` puts it in."""
+CENTRES = "{centres}"
+"""Stands likewise for "Marks and lines are means over seeds. ", or for nothing."""
+RANGE = "{range}"
+"""Likewise for the least and the largest seed."""
+PAIRED = f"Differences: paired by image, {HULL} 95 % intervals over images."
+BESIDE = "Marks stand at their true places, bars a few points beside them."
 
 
 def images(record: Record, what: str = "images") -> str | None:
@@ -73,9 +77,26 @@ def _seeds(record: Record) -> tuple[int, tuple[str, ...]]:
 
 
 def threat(record: Record) -> str:
-    """Norm and budget of a record's threat, such as "Linf eps = 0.3"."""
-    found = re.search(r"norm='(\w+)', eps=([^,)]+)", record.notes["threat"])
-    return f"{found[1]} eps = {float(found[2]):.4g}" if found else record.notes["threat"]
+    """Norm and budget of a record's threat, such as "Linf eps = 0.3"; from its notes, else from the configuration."""
+    stated = record.notes.get("threat") or setting(record, "threat") or ""
+    found = re.search(r"norm='(\w+)', eps=([^,)]+)", stated)
+    return f"{found[1]} eps = {float(found[2]):.4g}" if found else stated
+
+
+def setting(record: Record, field: str) -> str | None:
+    """The value of a field of the recorded configuration, as it is written there; None where it holds none."""
+    fields = _fields(record.notes.get("configuration", "").partition("(")[2])
+    return dict(part.partition("=")[::2] for part in fields).get(field)
+
+
+def intervals(drawn: str, kind: str = "exact") -> str:
+    """What bars or shades over images are, and what is in their middle, of one seed or of several."""
+    return f"{CENTRES}{drawn}: {HULL} {kind} 95 % intervals over images."
+
+
+def ranges(drawn: str) -> str:
+    """What bars or shades over seeds are, and what is in their middle."""
+    return f"{CENTRES}{drawn}: {RANGE}."
 
 
 def about(record: Record, counted: str | None = None) -> str:
@@ -91,14 +112,45 @@ def about(record: Record, counted: str | None = None) -> str:
 
 def circumstances(record: Record) -> str:
     """Attacks, threats and certifiers, as far as the notes hold them."""
-    stated = [f"{key}: {_words(record.notes[key])}." for key in _STATED if key in record.notes]
+    stated = [f"{key}: {words(record.notes[key])}." for key in _STATED if key in record.notes]
     return " ".join(s[0].upper() + s[1:] for s in stated)
 
 
-def _words(value: object) -> str:
+def words(value: object) -> str:
+    """A note as text; of several settings of one method, what they share is said once."""
     if isinstance(value, dict):
-        return "; ".join(f"{key}: {_words(one)}" for key, one in value.items())
+        return _shared(value) or "; ".join(f"{key}: {words(one)}" for key, one in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _shared(methods: dict[str, object]) -> str | None:
+    """Several settings of one method: what they share, then what they do not; None for other dictionaries."""
+    found = [re.fullmatch(r"(\w+)\((.*)\)", str(method)) for method in methods.values()]
+    calls = [(call[1], _fields(call[2])) for call in found if call]
+    if len(calls) < max(2, len(methods)) or len({(name, len(fields)) for name, fields in calls}) > 1:
+        return None
+    columns = list(zip(*(fields for _, fields in calls), strict=True))
+    same = [column[0] for column in columns if len(set(column)) == 1]
+    users: dict[str, list[str]] = {}
+    for k, key in enumerate(methods):
+        own = ", ".join(column[k] for column in columns if len(set(column)) > 1)
+        users.setdefault(own, []).append(key)
+    rest = "; ".join(f"{own} for {' and '.join(keys)}" for own, keys in users.items() if own)
+    return f"{calls[0][0]}({', '.join(same)}){f', with {rest}' if rest else ''}"
+
+
+def _fields(text: str) -> list[str]:
+    """The parts between a call's commas, from the start of the text to the bracket that ends the call."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if depth < 0:
+            break
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]
 
 
 class Caption(NamedTuple):
@@ -118,4 +170,17 @@ class Caption(NamedTuple):
         says = self.says if isinstance(self.says, str) else self.says(record)
         if self.stage.endswith("cost"):
             return says
+        for gap, words in _of_seeds(len(each_seed(record))).items():
+            says = says.replace(gap, words)
         return f"{says} Here: {about(record, self.counted(record))}. {circumstances(record)}".rstrip()
+
+
+def _of_seeds(count: int) -> dict[str, str]:
+    """What the gaps of a caption hold, with so many seeds."""
+    if count == 1:
+        return {HULL: "the", CENTRES: "", RANGE: "none, for there is one seed"}
+    return {
+        HULL: "the hull over seeds of the",
+        CENTRES: "Marks and lines are means over seeds. ",
+        RANGE: "the least and the largest seed",
+    }

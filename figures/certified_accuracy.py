@@ -9,15 +9,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from certify.campaign.tables import Format, Row, read_source, render, row_of
-from figures.marks import style
+from figures.marks import SHARES, style
 from figures.page import write
 
 _POINTS = 400
 _BETWEEN_MARKS = 0.12
 """Of a curve's marks, in parts of the diagonal of the axes."""
+_ROOM = -0.015
+"""Where the axis begins, in parts of its length: marks at its ends are whole."""
 
 
-def certified_accuracy(sources: Sequence[Path], out: Path, radii: Sequence[float], *, rho: float = 0.05) -> list[Path]:
+def certified_accuracy(
+    sources: Sequence[Path], out: Path, radii: Sequence[float], *, rho: float = 0.05, norm: str | None = None
+) -> list[Path]:
     """Draw the curves of stores and published logs, with the table at `radii` beside them.
 
     Args:
@@ -25,6 +29,7 @@ def certified_accuracy(sources: Sequence[Path], out: Path, radii: Sequence[float
         out: The folder.
         radii: Where the table reads the curves.
         rho: Failure probability of the band.
+        norm: Of all radii, for the axis, where the caller knows it and the logs do not say it.
 
     Returns: The files.
     """
@@ -37,7 +42,7 @@ def certified_accuracy(sources: Sequence[Path], out: Path, radii: Sequence[float
     def table(form: Format) -> str:
         return render(rows, form)
 
-    return write("certified_accuracy", out, lambda figure: _draw(figure, curves), table)
+    return write("certified_accuracy", out, lambda figure: _draw(figure, curves, norm), table)
 
 
 def draw_curve(axes: Axes, row: Row, label: str, look: dict[str, Any]) -> None:
@@ -50,20 +55,20 @@ def draw_curve(axes: Axes, row: Row, label: str, look: dict[str, Any]) -> None:
 def describe_curve(row: Row) -> str:
     """What a legend says of a run beside its name."""
     a = row.accuracy
-    return f"m = {a.m}, alpha = {a.alpha:g}" + ("" if row.proved else " assumed") + f", ACR {row.acr:.3f}"
+    return f"n = {a.m}, alpha = {a.alpha:g}{'' if row.proved else ' assumed'}, average radius {row.acr:.3f}"
 
 
-def _draw(figure: Figure, curves: Sequence[Row]) -> None:
+def _draw(figure: Figure, curves: Sequence[Row], norm: str | None = None) -> None:
     axes = figure.subplots()
     for k, row in enumerate(curves):
         draw_curve(axes, row, f"{row.name}: {describe_curve(row)}", style(k))
     rho = curves[0].accuracy.rho
-    norms = sorted({row.norm for row in curves})
+    norms = [norm] if norm else sorted({row.norm for row in curves})
     axes.set(
         xlabel=f"radius ({', '.join(norms)}, input units)",
         ylabel="certified accuracy",
-        xlim=(0, curves[0].accuracy.radii[-1]),
-        ylim=(0, 1),
+        xlim=(_ROOM * curves[0].accuracy.radii[-1], (1 - _ROOM) * curves[0].accuracy.radii[-1]),
+        ylim=SHARES,
         title=f"Line: observed. Shade: down to the {100 * (1 - rho):g} % simultaneous population bound.",
     )
     axes.title.set_fontsize(10)

@@ -3,9 +3,20 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from figures.captions import about
+from figures.captions import about, intervals, setting
 from figures.marks import SHARES, curve, radii_to, style, title
-from paper_repro.recipes.records import Records
+from paper_repro.recipes.records import Record, Records
+
+
+def says(record: Record, norm: str = "Linf") -> str:
+    """What there is to see, with which certifiers and attacks; and why a smoothed network has no attack."""
+    smoothing, attacks = setting(record, "smoothing"), setting(record, "attacks")
+    return (
+        f"Certified accuracy against the {norm} radius in input units, by network; black: what attacks on f leave. A "
+        "network certified by smoothing has no black curve, as its certificate is about g and the attacks are on f. "
+        f"{f'g: {smoothing}. ' if smoothing else ''}{f'Attacks: {attacks[1:-1]}. ' if attacks else ''}"
+        f"{intervals('Shades')}"
+    )
 
 
 def draw(figure: Figure, records: Records, norm: str = "Linf") -> None:
@@ -26,8 +37,8 @@ def draw(figure: Figure, records: Records, norm: str = "Linf") -> None:
                 curve(panel, record.of(norm, name), grid, label, style(k), radii)
         if found is not None and network in found.notes["names"]:
             left = np.nextafter(found.of(norm, network), -np.inf)
-            look = {"color": "black", "ls": style(1)["ls"]}
-            panel.plot(grid, [(left >= r).mean() for r in grid], lw=1, label="left by attacks on f", **look)
+            look = {"color": "black", "marker": "", "ls": style(1)["ls"]}
+            curve(panel, left, grid, "left by attacks on f", look, [])
         panel.set(xlabel=f"{norm} radius (input units)", xlim=(0, stop), ylim=SHARES)
         panel.set_title(f"network: {network}", fontsize=10)
         panel.legend(fontsize=7)

@@ -360,6 +360,5 @@ def _draw_line(axes: Axes, line: Line, norm: Norm, methods: Sequence[str]) -> No
     grid = np.linspace(0, max(RADII[norm]) * 1.1, _POINTS)
     shares = [(accuracy(line, norm, r) or 0) / m for r in grid]
     number = methods.index(line.method.partition(" at ")[0])
-    native = line.native == norm
-    width, alpha = (1.8, 1.0) if native else (0.8, 0.7)
-    axes.plot(grid, shares, _STYLES[number % len(_STYLES)], color=f"C{number}", lw=width, alpha=alpha)
+    width = 2.4 if line.native == norm else 1.2
+    axes.plot(grid, shares, _STYLES[number % len(_STYLES)], color=f"C{number}", lw=width)

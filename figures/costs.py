@@ -28,6 +28,11 @@ def draw(figure: Figure, records: Records, stage: str = "cost") -> None:
     low, high = 0.8 * min(ends), 1.25 * max(ends)
     log_axis(axes, "x", [t for t in _TICKS if low <= t <= high])
     axes.set(xlabel=f"multiples of {names[0]}", xlim=(low, high))
-    updates = f"{np.min(record.arrays['seconds']):.2g} to {np.max(record.arrays['seconds']):.2g} s an epoch"
-    title(figure, f"What training costs ({updates}; median over updates, all taking turns)")
+    least, most = (_plain(float(end(record.arrays["seconds"]))) for end in (np.min, np.max))
+    title(figure, f"What training costs ({least} to {most} s an epoch; median over updates, all taking turns)")
     legend(figure, axes)
+
+
+def _plain(seconds: float) -> str:
+    """Two digits, or all digits before the point."""
+    return f"{seconds:.0f}" if seconds >= 99.5 else f"{seconds:.2g}"

@@ -2,10 +2,19 @@
 
 from matplotlib.figure import Figure
 
-from figures.captions import about, images
+from figures.captions import about, images, ranges
 from figures.marks import legend, line, style, title
-from paper_repro.recipes.records import Records
+from paper_repro.recipes.records import Record, Records
 from paper_repro.recipes.statistics import over_seeds
+
+
+def says(record: Record) -> str:
+    """What there is to see: the difference of gradients over a distance, which is no derivative."""
+    return (
+        f"Difference quotient of the loss's gradient over the distance h = {record.notes['h']:g} either way along unit "
+        "vectors of parameter space, against eps of training and adversary (Linf, input units): with the "
+        f"perturbations held fixed, and with an attack at either end. {ranges('Shades')}"
+    )
 
 
 def draw(figure: Figure, records: Records) -> None:

@@ -3,10 +3,20 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from figures.captions import about
-from figures.marks import SHARES, legend, line, log_axis, style, title
-from paper_repro.recipes.records import Records
+from figures.captions import BESIDE, about, intervals, setting, threat
+from figures.marks import SHARES, apart, legend, line, log_axis, style, title
+from paper_repro.recipes.records import Record, Records
 from paper_repro.recipes.statistics import accuracy
+
+
+def says(record: Record) -> str:
+    """What there is to see, and what the training and the attacks were."""
+    m, ladder = setting(record, "main"), setting(record, "ladder")
+    under = f"Robust accuracy: the share that no attack of the ladder breaks in {threat(record)}. " if ladder else ""
+    return (
+        f"Robust and clean accuracy of Free training{f' with m = {m}' if m else ''} against the share of labelled "
+        f"training images. {under}{f'Ladder: {ladder[1:-1]}. ' if ladder else ''}{BESIDE} {intervals('Bars')}"
+    )
 
 
 def draw(figure: Figure, records: Records) -> None:
@@ -23,7 +33,7 @@ def draw(figure: Figure, records: Records) -> None:
         robust = [accuracy(np.isinf(record.of("distance", name))) for name in names]
         clean = [accuracy(record.of("correct", name)) for name in names]
         for panel, found in zip(panels, (robust, clean), strict=True):
-            line(panel, [s * 1.015 ** (2 * k - 1) for s in shares], found, kind, style(k))
+            line(panel, shares, found, kind, style(k), beside=apart(k, len(kinds)))
     for panel, label in zip(panels, ("robust accuracy", "clean accuracy"), strict=True):
         log_axis(panel, "x", sorted({share for cells in kinds.values() for share, _ in cells}))
         panel.set(xlabel="share of the training images with labels", ylabel=label)

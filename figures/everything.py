@@ -13,8 +13,12 @@ from tempfile import TemporaryDirectory
 
 from matplotlib.figure import Figure
 
+from analysis.campaign import threat_of
+from certify.campaign.attack_rows import attack_results
+from certify.campaign.store import Store
 from certify.campaign.tables import Format, as_text, compare_sources, render_comparison
 from certify.errors import InputError
+from figures.captions import words
 from figures.certified_accuracy import certified_accuracy
 from figures.compare import compare
 from figures.input_surface import input_surface
@@ -173,11 +177,31 @@ def _copies(stores: Sequence[Path]) -> Iterator[list[Path]]:
 def _compared(stores: Sequence[Path], target: Path, dimension: int, seeds: str) -> Entry:
     with _copies(stores) as copies:
         files = compare(copies, target, dimension=dimension)
+        stated = _stated(copies)
     caption = (
         "Every certifier and attack, native and converted, in input units. Curves and marks: observed shares; the "
-        f"table holds their exact 95 % intervals over images. n = {_counts(files)} images, {seeds}."
+        f"table holds their exact 95 % intervals over images. n = {_counts(files)} images, {seeds}. {stated}"
     )
     return Entry(f"All certifiers and attacks, {seeds}", caption, files)
+
+
+def _stated(stores: Sequence[Path]) -> str:
+    """The smoothing and the attacks of stores, as their settings hold them."""
+    smoothed: dict[str, object] = {}
+    budgets: dict[str, dict[str, None]] = {}
+    for path in stores:
+        with Store(path) as store:
+            for made in store.results():
+                if made.certificate.subject != "f":
+                    smoothed[f"{path.stem}, {made.settings['model'].rpartition(':')[2]}"] = made.settings["method"]
+            for found in attack_results(store):
+                threat = threat_of(found.settings)
+                attacks = ", ".join(found.settings["attacks"])
+                budgets.setdefault(attacks, {})[f"{threat.norm} {threat.eps:g}"] = None
+    only = list(dict.fromkeys(smoothed.values()))
+    said = [f"Smoothing: {words(smoothed if len(only) > 1 else only)}."] if smoothed else []
+    said += [f"Attacks on f: {attacks}, within {' and '.join(held)}." for attacks, held in budgets.items()]
+    return " ".join(said)
 
 
 def _older_surfaces(folder: Path, target: Path) -> list[Entry]:
@@ -191,7 +215,7 @@ def _seeds_of(folder: Path) -> str:
 
 
 def _older_logs(folder: Path, target: Path) -> list[Entry]:
-    files = certified_accuracy(sorted(folder.glob("*.tsv")), target, (0, 0.1, 0.2999))
+    files = certified_accuracy(sorted(folder.glob("*.tsv")), target, (0, 0.1, 0.2999), norm="Linf")
     caption = (
         "Verified accuracy at one Linf eps for each network. Shade: down to the 95 % simultaneous population bound. A "
         "log does not state its alpha: 0.001 is assumed, which is more than a certain certificate needs. "

@@ -1,9 +1,11 @@
 """The landscape of adversarial training: loss and size of the gradients, epoch by epoch, for every budget."""
 
+import re
+
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from figures.captions import about, configured
+from figures.captions import about, configured, ranges, setting
 from figures.marks import legend, log_axis, style, title
 from paper_repro.recipes.records import Record, Records
 
@@ -11,6 +13,20 @@ from paper_repro.recipes.records import Record, Records
 def counted(record: Record) -> str | None:
     """The training images."""
     return configured(record, "train", "training images")
+
+
+def says(record: Record) -> str:
+    """What there is to see, and that eps is not there from the first epoch on."""
+    ramp = re.search(r"shape='(\w+)', low=([^,]+),.*\bepochs=(\d+)", setting(record, "warm_up") or "")
+    grows = (
+        f"eps grows to its value in a {ramp[1]} warm-up from {float(ramp[2]):g} over the first {ramp[3]} epochs. "
+        if ramp
+        else ""
+    )
+    return (
+        "Mean adversarial loss and mean norm of minibatch gradients by epoch, for every eps (Linf, input units). "
+        f"{grows}{ranges('Shades')}"
+    )
 
 
 def draw(figure: Figure, records: Records) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import LogLocator
 
 from analysis.records import read_record
 from certify.campaign.tables import Format, as_text
@@ -68,16 +70,20 @@ def _draw(figure: Figure, records: list[tuple[dict[str, Any], dict[str, Any]]]) 
         # Cividis runs from dark to light alike in colour, in grey and to colour-blind readers.
         shown = panel.contourf(axis, axis, arrays["loss"].T, levels=levels, norm=scale, cmap="cividis")
         panel.contour(axis, axis, arrays["loss"].T, levels=levels, norm=scale, colors="k", linewidths=0.3)
-        panel.plot([1, 0, -1, 0, 1], [0, 1, 0, -1, 0], color="w", lw=1.2, ls="--")
-        panel.plot(0, 0, "w+", ms=8)
+        # White on dark, and its outline dark on light.
+        outlined = [withStroke(linewidth=2.6, foreground="k")]
+        panel.plot([1, 0, -1, 0, 1], [0, 1, 0, -1, 0], color="w", lw=1.2, ls="--", path_effects=outlined)
+        panel.plot(0, 0, "w+", ms=8, path_effects=outlined)
         panel.set_aspect("equal")
         panel.grid(False)
-        lines = [f"{_COLUMNS[name]} {numbers[name]:.3g}" for name in _COLUMNS]
+        words = {**_COLUMNS, "highest_inside": "largest loss within eps"}
+        lines = [f"{words[name]} {numbers[name]:.3g}" for name in _COLUMNS]
         lines.append(f"clipped {100 * arrays['clipped'].min():.0f} to {100 * arrays['clipped'].max():.0f} %")
         panel.set_title(provenance["name"], fontsize=10)
         panel.set_xlabel("a\n" + "\n".join(lines), fontsize=8)
     panels[0].set_ylabel("b", fontsize=8)
-    figure.colorbar(shown, ax=list(panels), label="mean cross-entropy", format="%.2g", shrink=0.8)
+    decades = LogLocator() if isinstance(scale, LogNorm) else None
+    figure.colorbar(shown, ax=list(panels), label="mean cross-entropy", ticks=decades, format="%.2g", shrink=0.8)
     shared = records[0][1]
     figure.suptitle(
         f"Loss at x + a eps s + b eps r, {shared['norm']} eps = {shared['eps']:g}: s the adversary's direction,\n"

@@ -2,7 +2,7 @@
 
 from matplotlib.figure import Figure
 
-from figures.captions import about, configured
+from figures.captions import about, configured, ranges, setting
 from figures.marks import legend, line, log_axis, style, title
 from paper_repro.recipes.records import Record, Records
 from paper_repro.recipes.statistics import over_seeds
@@ -11,6 +11,16 @@ from paper_repro.recipes.statistics import over_seeds
 def counted(record: Record) -> str | None:
     """The training images that the loss is a mean over."""
     return configured(record, "images", "training images")
+
+
+def says(record: Record) -> str:
+    """What there is to see, and how far the attacks may go."""
+    attack, eps = setting(record, "attack"), setting(record, "target")
+    under = f" Attacks: {attack}, Linf eps = {float(eps):g}." if attack and eps else ""
+    return (
+        "Mean cross-entropy of training images along one random line for every seed: clean, with the attacks of the "
+        f"centre, and attacked anew at every point.{under} {ranges('Shades')}"
+    )
 
 
 def draw(figure: Figure, records: Records) -> None:

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from figures.captions import about
-from figures.marks import SHARES, curve, legend, line, radii_to, style, title
+from figures.marks import SHARES, apart, curve, legend, line, radii_to, style, title
 from paper_repro.recipes.records import Record, Records
 from paper_repro.recipes.statistics import accuracy
 
@@ -29,11 +29,11 @@ def draw(figure: Figure, records: Records, stage: str = "votes") -> None:
             if stage == "votes":
                 curve(panel, scores, radii_to(stop), label, style(k), shown)
             else:
-                shift = 0.012 * stop * (2 * k - 1)
-                line(panel, [r + shift for r in shown], [accuracy(scores >= r) for r in shown], label, style(k))
-        votes = ", ".join(f"{record.of('samples', name).mean():,.0f}" for name in mine)
+                found = [accuracy(scores >= r) for r in shown]
+                line(panel, shown, found, label, style(k), beside=apart(k, len(mine)))
+        votes = ", ".join(f"{name.split()[0]} {record.of('samples', name).mean():,.0f}" for name in mine)
         panel.set(xlabel="L2 radius (input units)", ylim=SHARES)
-        panel.set_title(f"sigma = {sigma:g}\nvotes per image: {votes}", fontsize=9)
+        panel.set_title(f"sigma = {sigma:g}\nvotes per image: {votes}", fontsize=8)
     panels[0].set_ylabel("certified accuracy of g")
     kind = "a fixed number of votes" if stage == "votes" else "as many votes as each image needs"
     title(figure, f"Certified accuracy from {kind}: {about(record)}")

@@ -31,7 +31,19 @@ from figures import (
     threshold,
     tuning,
 )
-from figures.captions import ACCURACY, PAIRED, SEEDS, SPREAD_OUT, Caption, Counted, columns, configured, images
+from figures.captions import (
+    BESIDE,
+    HULL,
+    PAIRED,
+    RANGE,
+    Caption,
+    Counted,
+    columns,
+    configured,
+    images,
+    intervals,
+    ranges,
+)
 from paper_repro.recipes.loss_landscape_stages import WARMED
 from paper_repro.recipes.records import Record, Records
 
@@ -58,7 +70,7 @@ def _cost_says(record: Record) -> str:
     )
 
 
-_HULL = "the hull over seeds of the normal 95 % intervals over images"
+_NORMAL = f"{HULL} normal 95 % intervals over images"
 
 
 def _cost(name: str, stage: str = "cost") -> Picture:
@@ -66,19 +78,19 @@ def _cost(name: str, stage: str = "cost") -> Picture:
 
 
 def _accuracies(name: str, stage: str, base: str) -> Picture:
-    says = f"Clean and robust accuracy, and the difference in robust accuracy from '{base}'. {ACCURACY} {PAIRED}"
+    says = f"Clean and robust accuracy, and the difference in robust accuracy from '{base}'. "
+    says += f"{intervals('Bars')} {PAIRED}"
     return Picture(name, partial(accuracies.draw, stage=stage, base=base), stage, says)
 
 
 def _certifiers(norm: str) -> Picture:
-    says = f"Certified accuracy against the {norm} radius in input units, by network; black: what attacks leave. "
-    return Picture(f"certified_{norm}", partial(certifiers.draw, norm=norm), "certificates", says + ACCURACY)
+    says = partial(certifiers.says, norm=norm)
+    return Picture(f"certified_{norm}", partial(certifiers.draw, norm=norm), "certificates", says)
 
 
 def _published(name: str, stage: str) -> Picture:
-    says = f"Certified accuracy of g against the L2 radius in input units, by sigma. {ACCURACY}"
-    if stage == "adaptive":
-        says += " Marks of one radius stand side by side."
+    says = "Certified accuracy of g against the L2 radius in input units, by sigma. "
+    says += intervals("Shades") if stage == "votes" else f"{BESIDE} {intervals('Bars')}"
     return Picture(name, partial(published_curves.draw, stage=stage), stage, says)
 
 
@@ -95,7 +107,7 @@ FIGURES: dict[tuple[str, str], Picture] = {
         noise_over_seeds.draw,
         "noise",
         "Share of noisy copies of the test images that are right, against the standard deviation of Gaussian noise in "
-        f"input units; an image counts with the mean over its copies. Shades: {_HULL}.",
+        f"input units; an image counts with the mean over its copies. {intervals('Shades', 'normal')}",
     ),
     ("free_at", "Distance to the boundary, and what noise says of it"): Picture(
         "boundary_distance",
@@ -103,50 +115,50 @@ FIGURES: dict[tuple[str, str], Picture] = {
         "boundary",
         "A point for every test image that is right and whose two distances were found, both axes in input units (L2), "
         "a mark for every seed's network. Right: slope of distance against prediction, 1 in a half-space; the dot is "
-        "the mean over seeds, the bar the hull over seeds of the bootstraps at 95 % over images. The points themselves "
-        "have no interval.",
+        f"the mean over seeds, the bar {HULL} bootstraps at 95 % over images. The points themselves have no interval.",
         partial(columns, array="sigma"),
     ),
     ("free_at", "Data budget"): Picture(
         "data_budget",
         data_budget.draw,
         "data_budget",
-        f"Robust and clean accuracy of Free training against the share of labelled training images. "
-        f"Marks of one share stand side by side. {ACCURACY}",
+        data_budget.says,
     ),
     ("stability", "Certificates from the same votes"): Picture(
         "certified_by_bound",
         certified_by_bound.draw,
         "votes",
-        f"Certified accuracy of g against the L2 radius in input units, by bound. {ACCURACY}",
+        f"Certified accuracy of g against the L2 radius in input units, by bound. {intervals('Shades')}",
     ),
     ("stability", "Accuracy under attack"): Picture(
         "accuracy_by_budget",
         accuracy_by_budget.draw,
         "attacks",
-        f"Share of images without a counterexample within the budget, in input units. {SPREAD_OUT} {ACCURACY}",
+        accuracy_by_budget.says,
     ),
     ("stability", "Cost, in multiples of plain training"): _cost("cost"),
     ("deep_defense", "Distance of the nearest error over the norm of the image"): Picture(
         "relative_distances",
         relative_distances.draw,
         "distances",
-        "Mean L2 distance over the norm of the image, by attack, over the images where it found an error; bars: "
-        f"{_HULL}. Right: quotient of means over the plain network, "
-        "and the hull of the paired bootstraps at 95 % over images.",
+        "Mean L2 distance over the norm of the image, by attack, over the images where it found an error. An attack "
+        "that found one on some images alone is pale, with their share beside it: these are the nearer ones, so its "
+        f"mean is too small to be compared with the others. {intervals('Bars', 'normal')} Right: quotient of means "
+        f"over the plain network, and {HULL} paired bootstraps at 95 % over images.",
     ),
     ("deep_defense", "Accuracy by L2 budget, nearest of all attacks"): Picture(
         "accuracy_by_distance",
         accuracy_by_distance.draw,
         "distances",
-        "Share of images whose nearest error over all attacks is beyond the L2 budget, in input units. Marks stand at "
-        f"their budget; the bars of one budget stand side by side. {ACCURACY}",
+        "Share of images whose nearest error over all attacks is beyond the L2 budget, in input units. "
+        f"{BESIDE} {intervals('Bars')}",
     ),
     ("deep_defense", "Linearisations per training image"): Picture(
         "linearisations",
         linearisations.draw,
         "iterations",
-        f"Share of right and of wrong training images by the number of linearisations to the boundary. {SEEDS}",
+        "Share of right and of wrong training images by the number of linearisations to the boundary; coloured "
+        f"columns are means over seeds. Lines: {RANGE}.",
         linearisations.counted,
     ),
     ("deep_defense", "Convergence"): Picture(
@@ -154,7 +166,7 @@ FIGURES: dict[tuple[str, str], Picture] = {
         tuning.draw,
         "convergence",
         "Cross-entropy and accuracy on all training and test images after every epoch of tuning, and the regulariser's "
-        f"mean rho and share of images across the boundary during it. {SEEDS}",
+        f"mean rho and share of images across the boundary during it. {ranges('Shades')}",
         tuning.counted,
     ),
     ("deep_defense", "Cost, from the plain network"): _cost("cost"),
@@ -162,8 +174,7 @@ FIGURES: dict[tuple[str, str], Picture] = {
         "curvature_by_budget",
         curvature_by_budget.draw,
         "landscape",
-        "Second derivative of the loss along unit vectors of parameter space, against eps of training and adversary "
-        f"(Linf, input units). {SEEDS}",
+        curvature_by_budget.says,
         partial(images, what="training images"),
     ),
     ("loss_landscape", "Gradient scattering along a line"): Picture(
@@ -173,14 +184,14 @@ FIGURES: dict[tuple[str, str], Picture] = {
         "Slope of the loss along theta + t v, v the top eigenvector, for every eps (Linf, input units) of training "
         "and of the adversary. Where the adversary's answers change from one point to the next, the gradient can "
         "jump: the largest jump met is in the titles and in the last panel. Its place on the line is not recorded. "
-        f"{SEEDS}",
+        f"{ranges('Shades')} Bars of jumps: {RANGE}.",
         partial(images, what="training images"),
     ),
     ("loss_landscape", "Gradients over training"): Picture(
         "gradients_over_training",
         gradients_over_training.draw,
         "gradients",
-        f"Mean adversarial loss and mean norm of minibatch gradients by epoch, for every eps (Linf). {SEEDS}",
+        gradients_over_training.says,
         gradients_over_training.counted,
     ),
     ("loss_landscape", "Schedules of the budget"): _accuracies("schedules", "schedules", WARMED),
@@ -188,8 +199,7 @@ FIGURES: dict[tuple[str, str], Picture] = {
         "attack_effort",
         attack_effort.draw,
         "effort",
-        "Robust accuracy by PGD's step size and by its restarts: there, bars and shades are the least and the largest "
-        "seed. Right: by kind of attack; there, bars are the hull over seeds of the exact 95 % intervals over images.",
+        attack_effort.says,
     ),
     ("loss_landscape", "Oscillation of the parameter gradient"): Picture(
         "oscillation_bound",
@@ -203,15 +213,14 @@ FIGURES: dict[tuple[str, str], Picture] = {
         "threshold",
         threshold.draw,
         "linear",
-        f"Norm of the best linear classifier's weights against eps in units of the predicted threshold. {SEEDS}",
+        threshold.says,
         threshold.counted,
     ),
     ("loss_landscape", "Loss along a filter-normalised line through the weights"): Picture(
         "weight_line",
         line_over_seeds.draw,
         "weights",
-        "Mean cross-entropy of training images along one random line for every seed: clean, with the attacks of the "
-        f"centre, and attacked anew at every point. {SEEDS}",
+        line_over_seeds.says,
         line_over_seeds.counted,
     ),
     ("smoothing_vs_ibp", "Linf"): _certifiers("Linf"),
@@ -227,15 +236,15 @@ FIGURES: dict[tuple[str, str], Picture] = {
         "certified_radii",
         certified_radii.draw,
         "radius",
-        f"Average certified radius (L2, input units; {_HULL}), accuracy of g, and the "
-        f"difference in radius from Gaussian augmentation. {ACCURACY} {PAIRED}",
+        f"Average certified radius (L2, input units; {_NORMAL}), accuracy of g, and the "
+        f"difference in radius from Gaussian augmentation. {intervals('Bars of the accuracy')} {PAIRED}",
     ),
     ("training_methods", "Cost of the methods for smoothing"): _cost("smoothed_cost", "smoothed_cost"),
     ("published_table", "Average certified radius"): Picture(
         "published_radii",
         published_radii.draw,
         "votes",
-        f"Average certified radius (L2, input units; {_HULL}) beside the mean over the five "
+        f"Average certified radius (L2, input units; {_NORMAL}) beside the mean over the five "
         f"published seeds, and what stability training adds. {PAIRED}",
     ),
     ("published_table", "Fixed number of votes"): _published("fixed_votes", "votes"),

@@ -1,5 +1,7 @@
 """Deep Defense: how far the nearest error is, by every attack and network, and how much farther than before."""
 
+import math
+
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -18,7 +20,9 @@ def draw(figure: Figure, records: Records) -> None:
     names, attacks = record.notes["names"], [*record.notes["attacks"], NEAREST]
     figure.set_size_inches(10, 2.2 + 0.62 * len(names))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
-    dots(left, names, {attack: [found_mean(_rho(record, name, attack)) for name in names] for attack in attacks})
+    shown = {attack: [found_mean(_rho(record, name, attack)) for name in names] for attack in attacks}
+    shares = {attack: [_share(record, name, attack) for name in names] for attack in attacks}
+    dots(left, names, shown, notes=shares)
     left.set(xlabel="mean of L2 distance over the L2 norm of the image", xlim=(0, None))
     right.axvline(1.0, color="0.4", lw=1, ls="--")
     dots(right, names, {"quotient": [_gain(record, name) for name in names]}, first=6)
@@ -30,6 +34,12 @@ def draw(figure: Figure, records: Records) -> None:
 
 def _rho(record: Record, name: str, attack: str) -> NDArray[np.float64]:
     return record.of(attack, name) / np.array(record.notes["size"])
+
+
+def _share(record: Record, name: str, attack: str) -> str:
+    """On which share of the images the attack found an error; empty where on all, as then the mean is over all."""
+    found = np.isfinite(record.of(attack, name))
+    return "" if found.all() else f"{math.floor(100 * found.mean())} %"
 
 
 def _gain(record: Record, name: str) -> Measured:

@@ -8,8 +8,9 @@ from typing import Any
 from certify.campaign.store import Store
 from certify.errors import InputError
 from figures.report_page import render_page
+from figures.report_panels import unmeasured
 from figures.report_rows import Source, identity, networks
-from figures.report_sections import chapter
+from figures.report_sections import chapter, command_for
 from paper_repro.models.checkpoint import write_atomically
 
 PAGE = "report.html"
@@ -39,11 +40,14 @@ def report(store: Path, out: Path, *, rho: float = 0.05) -> Path:
         found, computed = networks(file), file.sessions()
     record = read_record(record_of(store))
     about = record.get("about", {})
-    chapters = []
-    for network in found:
-        mine = (about.get("model_sha256"), about.get("data_sha256")) == identity(network.settings)
-        chapters.append(chapter(network, Source(store.name, computed, record if mine else {}, rho)))
+    mine = (about.get("model_sha256"), about.get("data_sha256"))
+    sources = [Source(store.name, computed, record if identity(n.settings) == mine else {}, rho) for n in found]
+    chapters = [chapter(network, source) for network, source in zip(found, sources, strict=True)]
     names = list(dict.fromkeys(str(network.settings["model"]) for network in found))
+    bare = [k for k, source in enumerate(sources) if not source.record]
+    if bare:
+        which = ", ".join(dict.fromkeys(chapters[k].title for k in bare))
+        chapters.append(unmeasured(which, command_for(found[bare[0]], "report", sources[bare[0]])))
     title = "Robustness of " + (", ".join(names) if len(names) <= _NAMED else f"{len(names)} networks")
     command = f"python -m figures report --store {store.name} --rho {rho:g} --out DIR"
     text = render_page(title, tuple(chapters), level=f"{100 * (1 - rho):g} %", command=command)

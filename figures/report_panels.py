@@ -10,17 +10,29 @@ from typing import Any
 
 from analysis.evaluation import round_down, round_up
 from analysis.masking_checks import CONFIDENCE, share
-from figures.report_page import Missing, Picture, Section, Table
+from figures.report_page import Chapter, Missing, Picture, Section, Table
 from figures.report_pictures import draw_curvature, draw_lipschitz, picture
 
 _DIGITS = 3
 _TITLES = {"masking": "Gradient masking", "curvature": "Curvature", "lipschitz": "Local Lipschitz constants"}
+_UNSAID = "A store's rows do not say: this is measured on the network itself."
 
 
 def panel_facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The masking verdict, where there is one."""
     masking = record.get("masking", {})
     return [("f: gradient masking", f"{_verdict(masking)}, n = {masking['n']}")] if "checks" in masking else []
+
+
+def unmeasured(networks: str, command: str) -> Chapter:
+    """One note for the whole page on networks of which no panel was measured.
+
+    Args:
+        networks: Which, in words.
+        command: What would measure one of them.
+    """
+    section = Section(", ".join(_TITLES.values()), (f"Of {networks}.",), missing=(Missing(_UNSAID, command),))
+    return Chapter("Not measured", (), (section,))
 
 
 def panel_sections(record: Mapping[str, Any], command: str) -> list[Section]:
@@ -30,8 +42,7 @@ def panel_sections(record: Mapping[str, Any], command: str) -> list[Section]:
     for name, make in makers.items():
         held = record.get(name)
         if held is None:
-            text = "A store's rows do not say: this is measured on the network itself."
-            sections.append(Section(_TITLES[name], missing=(Missing(text, command),)))
+            sections.append(Section(_TITLES[name], missing=(Missing(_UNSAID, command),)))
         elif "reason" in held:
             sections.append(Section(_TITLES[name], missing=(Missing(f"Not measured: {held['reason']}."),)))
         else:

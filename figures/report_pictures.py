@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Callable, Sequence
+from textwrap import fill
 from typing import Any
 
 import matplotlib as mpl
@@ -21,11 +22,13 @@ from figures.report_rows import Known
 _STYLE: Any = {
     **STYLE,
     # Narrow, so that letters keep a readable size on a phone.
-    "figure.figsize": (5.2, 3.7),
+    "figure.figsize": (4.4, 3.0),
     "svg.hashsalt": "robust-radius",
 }
 _NEAR = 0.25
 """Share of the axis within which what is proved gets a panel of its own."""
+_LETTERS, _LINE = 44, 0.16
+"""Of a legend: letters on a line, and a line's height in inches."""
 _ATTACKED = "*"
 """The mark of the attack's curve, which no certified curve has, however many there are."""
 _FEW = 60
@@ -76,7 +79,16 @@ def draw_curves(
             _draw_attacked(axes, *attacked)
         axes.set(ylabel="share of images", xlim=(0, limit), ylim=(0, 1.02))
         axes.set_xlabel(f"{norm} radius (input units){', near zero' if limit != whole else ''}")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", fontsize=8)
+    _legend(figure, panels[0])
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """Below the panels, in letters that a phone shows large enough: lines are broken, and the picture grows by them."""
+    handles, labels = axes.get_legend_handles_labels()
+    broken = [fill(label, _LETTERS) for label in labels]
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + _LINE * sum(label.count("\n") + 1 for label in broken))
+    figure.legend(handles, broken, loc="outside lower left", fontsize=9)
 
 
 def _draw_attacked(axes: Axes, radii: FloatArray, share: FloatArray, upper: FloatArray, label: str) -> None:
@@ -102,6 +114,8 @@ def draw_brackets(figure: Figure, all_known: Known, norm: str) -> None:
     _marks(axes, x[shown], upper[shown], "v", "C1", size, "nearest error found: r* is at most this")
     proved = lower > 0
     _marks(axes, x[proved], lower[proved], "^", "C0", size, "proved: r* is at least this")
+    silent = ~proved & ~met
+    _marks(axes, x[silent], lower[silent], "+", "0.35", size, "nothing proved, and not attacked")
     wrong = upper == 0
     _marks(axes, x[wrong], upper[wrong], "x", "black", size, "misclassified as it is: r* = 0")
     # At the example's own budget: an attack with another one, on other examples, says nothing of it.
@@ -112,7 +126,7 @@ def draw_brackets(figure: Figure, all_known: Known, norm: str) -> None:
     for line in axes.lines:
         line.set_rasterized(many)
     if axes.lines:
-        figure.legend(loc="outside lower left", fontsize=8)
+        _legend(figure, axes)
 
 
 def _searched(budgets: FloatArray) -> str:
@@ -123,8 +137,8 @@ def _searched(budgets: FloatArray) -> str:
 
 def _marks(axes: Axes, x: Any, y: Any, mark: str, color: str, size: float, label: str, *, hollow: bool = False) -> None:
     if len(x):
-        fill = "none" if hollow else "full"
-        axes.plot(x, y, mark, color=color, ms=size, fillstyle=fill, lw=0, label=label, clip_on=False)
+        inside = "none" if hollow else "full"
+        axes.plot(x, y, mark, color=color, ms=size, fillstyle=inside, lw=0, label=label, clip_on=False)
 
 
 def draw_curvature(figure: Figure, spectrum: dict[str, Any], trace: dict[str, Any]) -> None:
@@ -133,9 +147,9 @@ def draw_curvature(figure: Figure, spectrum: dict[str, Any], trace: dict[str, An
     values, residuals = np.array(spectrum["eigenvalues"]), np.array(spectrum["residuals"])
     done, number = np.array(spectrum["converged"]), np.arange(1, len(values) + 1)
     left.axhline(0, color="0.4", lw=0.8)
-    for chosen, fill, label in ((done, "full", "converged"), (~done, "none", "not converged")):
+    for chosen, inside, label in ((done, "full", "converged"), (~done, "none", "not converged")):
         if chosen.any():
-            style: Any = {"fmt": "o", "color": "C0", "ms": 5, "capsize": 3, "fillstyle": fill}
+            style: Any = {"fmt": "o", "color": "C0", "ms": 5, "capsize": 3, "fillstyle": inside}
             left.errorbar(number[chosen], values[chosen], residuals[chosen], label=f"{label}; bar: residual", **style)
     left.set(xlabel="rank by magnitude", ylabel="eigenvalue")
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -143,7 +157,7 @@ def draw_curvature(figure: Figure, spectrum: dict[str, Any], trace: dict[str, An
     error = [[trace["value"] - low], [high - trace["value"]]]
     right.errorbar([0], [trace["value"]], error, fmt="s", color="C1", ms=5, capsize=3)
     right.set(xticks=[], xlabel="trace,\nwith its interval")
-    figure.legend(loc="outside lower left", fontsize=8)
+    _legend(figure, left)
 
 
 def draw_lipschitz(figure: Figure, balls: Sequence[dict[str, Any]], product: float | None) -> None:
@@ -165,4 +179,4 @@ def draw_lipschitz(figure: Figure, balls: Sequence[dict[str, Any]], product: flo
     slopes = [slope for ball in balls for slope in (*ball["sampled"], *ball.get("certified", ()))]
     # A linear network has one slope everywhere: a logarithmic axis of that alone has no place for its labels.
     panels[0].set_yscale("log" if 0 < 2 * min(slopes) < max(slopes) else "linear")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", fontsize=8)
+    _legend(figure, panels[0])

@@ -15,7 +15,7 @@ from analysis.evaluation import exact_interval, round_down, round_up
 from certify.accuracy import FloatArray
 from certify.binomial import upper_confidence_bound
 from certify.campaign.tables import render, row_of
-from figures.compare import short, unbroken
+from figures.compare import RADII, short, unbroken
 from figures.report_origin import cost, provenance
 from figures.report_page import Chapter, Missing, Picture, Section, Table
 from figures.report_panels import panel_facts, panel_sections
@@ -53,7 +53,8 @@ def chapter(network: Network, source: Source) -> Chapter:
     absent = _absent(network, source)
     if absent:
         sections.append(Section("Not in this store", missing=absent))
-    sections += panel_sections(source.record, command_for(network, "report", source))
+    if source.record:
+        sections += panel_sections(source.record, command_for(network, "report", source))
     sections += [cost(network, source), provenance(network, source)]
     settings = network.settings
     facts = dict.fromkeys(fact for each in shown for fact in _facts(network, *each, source.rho))
@@ -81,10 +82,11 @@ def _facts(network: Network, subject: str, norm: str, bounds: Known, rho: float)
         rows = run.results.rows
         m, drawn = len(rows), seed_of(run.results.settings)
         facts.append((f"{subject}: clean accuracy", share(int(rows.correct.sum()), m, rho)))
-        held = bounds.lower[np.isin(bounds.example, rows.example)] >= run.eps
-        least, most = (share(int(count.sum()), m, rho) for count in (held, rows.robust))
-        both = f"at least {least} proved, at most {most} found"
-        facts.append((f"{subject}: robust accuracy at {norm} {run.eps:g}", f"{both} ({drawn})"))
+        lower = bounds.lower[np.isin(bounds.example, rows.example)]
+        for radius in _telling(run, lower):
+            held, left = int((lower >= radius).sum()), unbroken(rows.distance, radius, run.eps)
+            both = f"at least {share(held, m, rho)} proved, at most {share(left, m, rho)} found"
+            facts.append((f"{subject}: robust accuracy at {norm} {radius:g}", f"{both} ({drawn})"))
     for run in network.proved_of(subject, norm):
         row, radii = row_of(run.results, [0.0], rho=rho), np.maximum(run.results.scores(), 0.0)
         middle, best = (round_down(float(value), _DIGITS) for value in (np.median(radii), radii.max()))
@@ -97,6 +99,22 @@ def _facts(network: Network, subject: str, norm: str, bounds: Known, rho: float)
         most = f"at most {round_up(high, _DIGITS)}" if math.isfinite(high) else "no error found near half of them"
         facts.append((f"{subject}: median r* of these images in {norm}", f"{least}, {most}; n = {n}"))
     return facts
+
+
+def _telling(run: Found, lower: FloatArray) -> list[float]:
+    """The radii of a run's headlines: its budget, and where nothing is proved there, a round radius with more to say.
+
+    A search for the nearest error has the whole box as its budget, where nothing is proved and every image is broken.
+    That is left out. The round radius is the largest at which something is proved, else at which something is left.
+    """
+    distance = run.results.rows.distance
+    if (lower >= run.eps).any():
+        return [run.eps]
+    round_radii = [r for r in RADII.get(run.norm, ()) if r < run.eps]
+    proved = [r for r in round_radii if (lower >= r).any()]
+    left = [r for r in round_radii if unbroken(distance, r, run.eps)]
+    whole = [run.eps] if unbroken(distance, run.eps, run.eps) or not (proved or left) else []
+    return [*(proved or left)[-1:], *whole]
 
 
 def _bounds(network: Network, subject: str, norm: str, bounds: Known, source: Source) -> Section:
@@ -154,10 +172,12 @@ def _curves(
         upper = np.array([upper_confidence_bound(int(k), n, rho) for k in counts])
         attacked = radii, counts / n, upper, f"not broken by any attack: n = {n}"
     seeds = "; ".join(f"{run.name}: {seed_of(run.results.settings)}" for run in [*proved, *found])
-    caption = (
-        "Certified correct within r: observed (lines), shaded down to the population's lower bound at all r together, "
-        f"{_percent(rho)}. "
-    )
+    caption = ""
+    if proved:
+        caption = (
+            "Certified correct within r: observed (lines), shaded down to the population's lower bound at all r "
+            f"together, {_percent(rho)}. "
+        )
     if found:
         caption += (
             f"Black: no error found within r; hatched up to the population's upper bound at each r, {_percent(rho)}. "
@@ -195,7 +215,7 @@ def _radii(proved: Sequence[Proved], found: Sequence[Found], bounds: Known) -> l
 
 def _accuracy(proved: Sequence[Proved], found: Sequence[Found], bounds: Known, rho: float) -> Table:
     radii = _radii(proved, found, bounds)
-    header = ["run", "m", "votes", "alpha", "quantity", "ACR", "ACR se", *(f"r={r:g}" for r in radii)]
+    header = ["run", "n", "votes", "alpha", "quantity", "ACR", "ACR se", *(f"r={r:g}" for r in radii)]
     body: list[list[str]] = []
     if proved:
         rows = [replace(row_of(p.results, radii, rho=rho), name=p.name) for p in proved]
@@ -215,11 +235,13 @@ def _accuracy(proved: Sequence[Proved], found: Sequence[Found], bounds: Known, r
             budget = bounds.budget[bounds.attacked]
             met = [f"{int((budget >= r).sum())}/{n}" if ok else "" for r, ok in zip(radii, tested, strict=True)]
             body.append([*lead, "attacked up to r", "", "", *met])
-    caption = "Share of images certified correct within r; >= bounds the population's, at each r or at all together."
+    said = []
+    if proved:
+        said.append("Share of images certified correct within r; >= bounds the population's, at each r or at all.")
     if found:
-        caption += " Last: the share not broken within r by any attack; <= bounds the population's; empty: not tried."
-        caption += f" {_extent(bounds)}".rstrip()
-    return Table(caption, tuple(header), tuple(map(tuple, body)))
+        said.append(f"{'Last: the share' if proved else 'Share of images'} not broken within r by any attack;")
+        said.append(f"<= bounds the population's; empty: not tried. {_extent(bounds)}".rstrip())
+    return Table(" ".join(said), tuple(header), tuple(map(tuple, body)))
 
 
 def _attacks(found: Sequence[Found], rho: float) -> Table:
@@ -239,6 +261,9 @@ def _brackets(subject: str, bounds: Known, norm: str) -> Picture:
     both = bool(bounds.attacked.any())
     shown = "Lower and upper bounds on r*" if both else "Lower bounds on r*"
     read = "it lies on the grey line" if both else "it is at least this far; nothing bounds it from above"
+    silent = int(((bounds.lower == 0) & ~bounds.attacked).sum())
+    if silent:
+        read += f". Of {silent} nothing is proved: the certificates abstain there, or are about another class"
     return Picture(
         picture(lambda figure: draw_brackets(figure, bounds, norm)),
         f"{shown} of {subject} in {norm} for {n} examples; the table below lists them.",
@@ -262,7 +287,7 @@ def _rows(bounds: Known, norm: str) -> Table:
         for e, label, low, high, to, by, at in each
     )
     header = ("example", "label", "lower", "upper", "attacked up to", "proved by", "found by")
-    return Table(f"lower <= r* <= upper in {norm}, rounded outward; scroll for all {len(body)}.", header, body, True)
+    return Table(f"lower <= r* <= upper in {norm}, rounded outward; all n = {len(body)} examples.", header, body, True)
 
 
 def _upper(value: float) -> str:

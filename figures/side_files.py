@@ -57,14 +57,16 @@ def _noise_caption(sources: Sequence[Path], records: Records) -> str:
 def _boundary_caption(sources: Sequence[Path], records: Records) -> str:
     found = BoundaryDistances.load(sources[0])
     return (
-        "A point for every test image, both axes in input units (L2). No interval. "
+        "A point for every test image that is right and whose two distances were found, both axes in input units (L2). "
+        "No interval. "
         f"n = {len(found.sigma)} images, seed {found.seed}."
     )
 
 
 def _weight_caption(sources: Sequence[Path], records: Records) -> str:
     says = (
-        "Mean cross-entropy of training images, in units of the filters' own norms. No interval: one line of one seed."
+        "Mean cross-entropy of training images against the distance along a random line through the weights, in units "
+        "of the filters' own norms. No interval: one line of one seed."
     )
     if not records.has("weights"):
         return says

@@ -2,9 +2,9 @@
 
 from functools import partial
 
-from figures.captions import Caption, columns, configured
+from figures.captions import HULL, Caption, columns, configured
 
-_SHARES = "Cells: mean and deviation over seeds, and the hull over seeds of the exact 95 % intervals over images."
+_SHARES = f"Cells: mean and deviation over seeds, and {HULL} exact 95 % intervals over images."
 _VERDICTS = "What every check says of every seed's network. No interval: a verdict is a word."
 CAPTIONS: dict[tuple[str, str], Caption] = {
     ("free_at", "Input surfaces"): Caption(
@@ -38,6 +38,18 @@ CAPTIONS: dict[tuple[str, str], Caption] = {
         "norms",
         f"Robust accuracy in norms that training did not see, in input units. {_SHARES}",
         partial(columns, array="L2"),
+    ),
+    ("loss_landscape", "Step sizes and steps of PGD"): Caption(
+        "effort",
+        "Share of images that PGD leaves, the mean of the largest loss that it reached, by what share of itself that "
+        "rose over the last tenth of the steps, and in how many seeds the cell is the strongest of all. One restart "
+        "from the same start in every cell. Cells: mean and deviation over seeds; no interval over images.",
+    ),
+    ("loss_landscape", "Local Lipschitz constants of the logits"): Caption(
+        "lipschitz",
+        "From Linf to Linf, in logits per input unit: the largest slope met within eps and the proved bound, means "
+        "over images, and the median of their quotient. Cells: mean and deviation over seeds. A proof has no interval.",
+        partial(columns, array="sampled", what="test images"),
     ),
     ("loss_landscape", "Signs of gradient masking"): Caption(
         "masking", _VERDICTS, partial(configured, field="checked", what="test images")

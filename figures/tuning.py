@@ -25,10 +25,10 @@ def draw(figure: Figure, records: Records) -> None:
             values = record.of(f"{split} {what}", name)
             line(panel, epochs, [over_seeds(column) for column in values.T], f"{name}: {split}", style(k), shaded=True)
         panel.set(ylabel=what)
-    for k, label in enumerate(("mean rho", "share across")):
+    for k, label in enumerate(("mean rho of the images", "share of images across the boundary")):
         values = record.arrays["watched"][:, :, k]
         line(panels[2], epochs, [over_seeds(column) for column in values.T], label, style(4 + k), shaded=True)
-    panels[2].set(ylabel="seen by the regulariser", ylim=(0, None))
+    panels[2].set(ylabel="rho, or share of training images", ylim=(0, None))
     panels[2].legend(fontsize=8)
     for panel in panels:
         panel.set(xlabel="epoch of tuning", xticks=epochs if len(epochs) <= 10 else epochs[:: len(epochs) // 5])

@@ -75,7 +75,8 @@ def _gradients_table(records: Records) -> Table:
     record = records["gradients"]
     # The first epoch of a warm-up has no budget yet; the first one after it has all of it.
     found = re.search(r"warm_up=Ramp\([^)]*\bepochs=(\d+)", record.notes.get("configuration", ""))
-    epochs = sorted({0, int(found[1]) if found else 0, record.arrays["loss"].shape[2] - 1})
+    last = record.arrays["loss"].shape[2] - 1
+    epochs = sorted({0, min(int(found[1]), last) if found else 0, last})
     body = []
     for name in record.notes["names"]:
         norm, loss = record.of("gradient_norm", name), record.of("loss", name)

@@ -12,12 +12,15 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 from analysis.attacks import PGD
 from analysis.boundary_distance import BoundaryDistances, NoiseAndBoundary
 from analysis.campaign import attack_campaign
+from analysis.evaluation import beyond
 from analysis.noise_curve import NoiseCurve, NoiseLevels
 from analysis.records import write_record
 from certify import IBP, InputError, Threat
@@ -27,14 +30,19 @@ from certify.campaign.tables import as_text
 from certify.verified_radius import Bisection
 from figures import (
     accuracies,
+    accuracy_by_budget,
     accuracy_by_distance,
+    attack_effort,
     boundary_over_seeds,
     budget_and_replays,
     certified_radii,
+    certifiers,
     costs,
+    data_budget,
     gradient_lines,
     line_over_seeds,
     noise_over_seeds,
+    oscillation_bound,
     published_curves,
     relative_distances,
 )
@@ -182,6 +190,9 @@ def loss_landscape() -> Stages:
     landscape |= {key: positive(eps, 5) - 0.5 for key in ("line_frozen", "line_reattacked")}
     effort = {key: RNG.integers(1, N, (2, SEEDS, k)) for key, k in (("robust", 4), ("restarts", 3))}
     effort |= {"residual": positive(two), "white": hits(two), "black": hits(two)}
+    effort |= {key: positive(two, 4) for key in ("loss", "late_gain")}
+    longer = {"robust": RNG.integers(1, N, (2, SEEDS, 2)), **{k: positive(two, 2) for k in ("loss", "late_gain")}}
+    slopes = positive(["plain, 0.01"], 3)
     linear = {key: positive(eps, 4) for key in ("size", "gap")} | {"gain": np.tile([1.0, 0.5, 0.0, 0.0], (2, SEEDS, 1))}
     lines = [f"{subject}, {kind}" for subject in ("plain", *two) for kind in ("clean", "frozen", "re-attacked")]
     met = positive(["0.01"], 3)
@@ -191,6 +202,12 @@ def loss_landscape() -> Stages:
         "schedules": (variants, attacked(variants), {**THREAT, **EXAMPLES}),
         "norms": (two, {norm: distances(two) for norm in ("L2", "L1")}, {"budgets": {"L2": 0.5, "L1": 2.0}}),
         "effort": (two, effort, {"cells": [[5, 0.1], [5, 0.5], [20, 0.1], [20, 0.5]], "n": N, "eps": 0.1}),
+        "longer": (two, longer, {"cells": [[200, 0.1], [200, 0.5]], "n": N, "eps": 0.1}),
+        "lipschitz": (
+            ["plain, 0.01"],
+            {"sampled": slopes, "certified": 2 * slopes, "product": positive(["plain, 0.01"])},
+            {},
+        ),
         "oscillation": (["0.01"], {"sampled": met, "certified": 3 * met}, {}),
         "linear": (
             ["20-20, Linf", "20-20, L2"],
@@ -258,12 +275,12 @@ MADE_UP = {
 }
 
 
-def write_stages(folder: Path, name: str) -> Records:
+def write_stages(folder: Path, name: str, configuration: str = CONFIGURATION) -> Records:
     folder.mkdir(parents=True)
     records = Records(folder)
     for stage, (names, arrays, notes) in MADE_UP[name].items():
         record = Record({k: np.asarray(v) for k, v in arrays.items()}, {"names": names, **notes})
-        records.write(stage, record, {"recipe": name, "scale": "smoke", "configuration": CONFIGURATION})
+        records.write(stage, record, {"recipe": name, "scale": "smoke", "configuration": configuration})
     (folder / MANIFEST).write_text(json.dumps({"recipe": name, "seeds": [0, 1]}))
     (folder / REPORT).write_text(report(RECIPES[name], records, "smoke"), encoding="utf-8")
     return records
@@ -425,6 +442,7 @@ COUNTED = {
     ("loss_landscape", "Curvature by training budget"): f"{N} training images",
     ("loss_landscape", "Gradients over training"): "40 training images",
     ("loss_landscape", "Oscillation of the parameter gradient"): "3 test images",
+    ("loss_landscape", "Local Lipschitz constants of the logits"): "3 test images",
     ("loss_landscape", "The linear threshold"): "40 drawn examples",
     ("loss_landscape", "Loss along a filter-normalised line through the weights"): f"{N} training images",
     ("loss_landscape", "Signs of gradient masking"): f"{N} test images",
@@ -436,7 +454,7 @@ SIDE = {
     ("free_at/smoke", "Accuracy in noise, first seed"): "n = 8 images, 2 draws, seed 0.",
     ("free_at/smoke", "Distance to the boundary, first seed"): "No interval. n = 3 images, seed 0.",
     ("loss_landscape/smoke", "Loss along a line through the weights, first seed"): f"n = {N} training images, seed 0.",
-    ("smoothing_vs_ibp/smoke", "All certifiers and attacks, seed 0"): "n = 5 images, seed 0.",
+    ("smoothing_vs_ibp/smoke", "All certifiers and attacks, seed 0"): "n = 5 images, seed 0. Attacks on f: PGD(",
     ("interval_training/small", "Certified accuracy, from the exported logs"): "n = 6 images, seed 3;",
     ("comparison_mlp/small", "All certifiers and attacks, seed 5"): "n = 5 images, seed 5.",
     ("split_noise/small", "Split noise less uniform noise, image by image"): "n = 5 images, seed 5;",
@@ -451,6 +469,7 @@ def test_the_index_shows_every_picture_with_images_seeds_interval_and_attacks(re
     captions = {(section, e.title): e.caption for section, entries in made.sections.items() for e in entries}
     for where, caption in captions.items():
         assert caption in index
+        assert "{" not in caption, "no gap stays open"
         assert re.search(r"\bn = [1-9]", caption), where
         assert re.search(r"\bseeds? \d|\bone seed\b", caption), where
         assert re.search(r"interval|bootstrap|least and the largest seed|population bound", caption), where
@@ -642,7 +661,9 @@ def test_radii_costs_and_distances_are_those_of_the_table(results: Path) -> None
             Records(results / "deep_defense" / "smoke")
         )
         attack = header[2].removeprefix("rho2 by ")
-        assert drawn(figure, 0, attack, "x") == pytest.approx(expected, abs=1e-4)
+        assert np.isnan(drawn(figure, 0, attack, "x")).all(), "no error found for some images: pale"
+        (pale,) = (one for one in figure.axes[0].lines if one.get_alpha() and one.get_marker() == style(0)["marker"])
+        assert list(pale.get_xdata()) == pytest.approx(expected, abs=1e-4)
 
 
 def test_lines_of_m_hold_only_possible_cells(results: Path, figure: Figure) -> None:
@@ -748,16 +769,164 @@ def test_the_interval_of_a_slope_holds_every_seed() -> None:
     assert np.isnan(nothing.value)
 
 
-def test_marks_stand_at_their_budget_or_the_caption_says_that_they_do_not(results: Path, figure: Figure) -> None:
-    records = Records(results / "deep_defense" / "smoke")
-    accuracy_by_distance.draw(figure, records)
-    marked = [line.get_xdata() for line in figure.axes[0].lines if line.get_marker() and line.get_ls() == "None"]
-    assert [list(x) for x in marked] == [records["distances"].notes["budgets"]] * 3
-    grid = Records(results / "free_at" / "smoke")
-    caption = FIGURES["free_at", "Accuracy by budget and m"].caption(grid)
-    assert "an update of PGD-3 costs 4. Marks of one budget stand side by side." in caption
-    for name, title in (("stability", "Accuracy under attack"), ("free_at", "Data budget")):
-        assert "stand side by side" in FIGURES[name, title].caption(Records(results / name / "smoke"))
+def test_marks_stand_at_their_true_places_and_bars_a_few_points_beside_them(results: Path) -> None:
+    deep, free, stable, published = (
+        Records(results / name / "smoke") for name in ("deep_defense", "free_at", "stability", "published_table")
+    )
+    with mpl.rc_context(STYLE):
+        figure = Figure()
+        accuracy_by_distance.draw(figure, deep)
+        marked = [line.get_xdata() for line in figure.axes[0].lines if line.get_marker() and line.get_ls() == "None"]
+        assert [list(x) for x in marked] == [deep["distances"].notes["budgets"]] * 3
+        bars = [c for c in figure.axes[0].collections if isinstance(c, LineCollection)]
+        assert len({str(c.get_linestyle()) for c in bars}) == 3, "a bar is tied to its curve without colour"
+        figure = Figure()
+        budget_and_replays.draw(figure, free)
+        assert drawn(figure, 0, "Free, m = 2", "x") == [2, 4]
+        assert drawn(figure, 0, "pgd, 1 epochs", "x") == [1]
+        figure = Figure()
+        data_budget.draw(figure, free)
+        assert drawn(figure, 0, "labelled only", "x") == [0.1, 1]
+        figure = Figure()
+        accuracy_by_budget.draw(figure, stable)
+        assert drawn(figure, 0, "stn, as g", "x") == [0.5, 1.0]
+        figure = Figure()
+        published_curves.draw(figure, published, "adaptive")
+        assert drawn(figure, 0, "stability", "x") == [0.0, 0.25, 0.5]
+    said = "Marks stand at their true places, bars a few points beside them."
+    assert f"an update of PGD-3 costs 4. {said}" in FIGURES["free_at", "Accuracy by budget and m"].caption(free)
+    assert said in FIGURES["stability", "Accuracy under attack"].caption(stable)
+    assert said in FIGURES["free_at", "Data budget"].caption(free)
+    assert said in FIGURES["published_table", "As many votes as each image needs"].caption(published)
+
+
+def test_one_budget_in_each_norm_is_a_dot_for_every_network(results: Path, figure: Figure, tmp_path: Path) -> None:
+    record = Records(results / "stability" / "smoke")["attacks"]
+    records = Records(tmp_path)
+    records.write("attacks", Record(record.arrays, dict(record.notes) | {"budgets": {"L2": [0.5], "Linf": [0.1]}}), {})
+    accuracy_by_budget.draw(figure, records)
+    names = [t.get_text() for t in figure.axes[0].get_yticklabels()]
+    assert names == ["stn, as g", "gaussian, as g", "trades, as f", "plain, as f"]
+    (points,) = (one.get_xdata() for one in figure.axes[1].lines if len(one.get_xdata()) == 4)
+    assert list(points) == [np.mean(beyond(record.of("Linf", name), 0.1)) for name in record.notes["names"]]
+    assert "a few points beside" not in FIGURES["stability", "Accuracy under attack"].caption(records)
+
+
+def test_no_words_leave_the_page(results: Path, figure: Figure) -> None:
+    accuracies.draw(figure, Records(results / "loss_landscape" / "smoke"))
+    FigureCanvasAgg(figure).draw()
+    for axes in figure.axes:
+        box = axes.xaxis.label.get_window_extent()
+        assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1, axes.get_xlabel()
+
+
+def test_an_attack_that_finds_no_error_on_some_images_is_pale(figure: Figure, tmp_path: Path) -> None:
+    found = np.array([[[0.2, 0.4, 0.6, np.inf]]])
+    arrays = {"weak": np.where(found < 0.3, found, np.inf), "strong": np.full((1, 1, 4), 0.5), NEAREST: found}
+    notes = {"names": ["plain"], "attacks": {"strong": "", "weak": ""}, "size": [2.0] * 4}
+    records = Records(tmp_path)
+    records.write("distances", Record(arrays, notes), {})
+    relative_distances.draw(figure, records)
+    assert [t.get_text() for t in figure.axes[0].texts] == ["25 %", "75 %"]
+    alphas = {one.get_marker(): one.get_alpha() for one in figure.axes[0].lines if np.isfinite(one.get_xdata()).all()}
+    strong, weak, nearest = (alphas[style(k)["marker"]] for k in range(3))
+    assert weak == nearest < 1
+    assert strong is None
+    caption = FIGURES["deep_defense", "Distance of the nearest error over the norm of the image"].caption(records)
+    assert "found one on some images alone is pale, with their share beside it" in caption
+
+
+def test_every_panel_of_the_effort_names_its_own_lines(results: Path, figure: Figure) -> None:
+    records = Records(results / "loss_landscape" / "smoke")
+    attack_effort.draw(figure, records)
+    steps, restarts, kinds = ([t.get_text() for t in axes.get_legend().get_texts()] for axes in figure.axes)
+    names = records["effort"].notes["names"]
+    assert steps == [f"{name}: {count} steps" for name in names for count in (5, 20, 200)]
+    assert restarts == kinds == names
+    places = {round(float(c.get_transform().transform((0.1, 0.5))[0]), 3) for c in figure.axes[0].collections}
+    assert len(places) == 3, "the bars of one network's lines stand apart"
+    assert figure.axes[1].get_xlabel() == "restarts of the strongest PGD of up to 20 steps"
+
+
+def test_what_attacks_leave_has_an_interval(results: Path, figure: Figure) -> None:
+    certifiers.draw(figure, Records(results / "smoothing_vs_ibp" / "smoke"))
+    found = Records(results / "smoothing_vs_ibp" / "smoke")["attacks"].of("Linf", "ibp")
+    shade = figure.axes[1].collections[-1]
+    heights = {round(float(y), 9) for path in shade.get_paths() for y in np.asarray(path.vertices)[:, 1]}
+    whole = accuracy(found > 0)
+    assert {round(whole.low, 9), round(whole.high, 9)} <= heights
+
+
+def test_titles_and_axes_say_what_they_are_about(results: Path) -> None:
+    free, published = (Records(results / name / "smoke") for name in ("free_at", "published_table"))
+    with mpl.rc_context(STYLE):
+        figure = Figure()
+        published_curves.draw(figure, published)
+        assert figure.axes[0].get_title().endswith("votes per image: gaussian 1,000, stability 1,000")
+        figure = Figure()
+        boundary_over_seeds.draw(figure, free)
+        record = free["boundary"]
+        sigma, distance = record.of("sigma", "plain"), record.of("distance", "plain")
+        counts = ((sigma > 0) & np.isfinite(sigma + distance)).sum(1)
+        assert figure.axes[0].get_title() == f"plain: {counts[0]}, {counts[1]}\nof {N} images by seed"
+        assert figure.axes[0].get_xlabel() == "predicted: -sigma PhiInv(0.01)\n(L2, input units)"
+        figure = Figure()
+        oscillation_bound.draw(figure, Records(results / "loss_landscape" / "smoke"))
+        met = Records(results / "loss_landscape" / "smoke")["oscillation"].arrays["sampled"]
+        assert figure.axes[0].get_xlim()[1] < 1.5 * met.max(), "the bounds do not stretch the axis of what was met"
+    assert [costs._plain(s) for s in (3.81, 71.8, 99.7, 304.2)] == ["3.8", "72", "100", "304"]
+
+
+def test_captions_name_what_the_configuration_holds(tmp_path: Path) -> None:
+    configuration = (
+        "M(seeds=(0, 1), threat=Threat(norm='Linf', eps=0.2, box=(0.0, 1.0)), main=8, ladder=(PGD(steps=5), "
+        "Square(queries=3)), warm_up=Ramp(shape='linear', low=0.0, high=None, epochs=3, per_batch=False), target=0.3, "
+        "attack=PGD(steps=20), smoothing=Smoothing(noise=Gaussian(sigma=0.5), n=100), attacks=(FMN(steps=9),))"
+    )
+
+    def caption(name: str, title: str) -> str:
+        records = write_stages(tmp_path / title, name, configuration)
+        return FIGURES[name, title].caption(records)
+
+    budget = caption("free_at", "Data budget")
+    assert "Free training with m = 8" in budget
+    assert "breaks in Linf eps = 0.2. Ladder: PGD(steps=5), Square(queries=3)." in budget
+    assert "linear warm-up from 0 over the first 3 epochs" in caption("loss_landscape", "Gradients over training")
+    weights = caption("loss_landscape", "Loss along a filter-normalised line through the weights")
+    assert "Attacks: PGD(steps=20), Linf eps = 0.3." in weights
+    certified = caption("smoothing_vs_ibp", "L2")
+    assert "g: Smoothing(noise=Gaussian(sigma=0.5), n=100). Attacks: FMN(steps=9)" in certified
+    assert "no black curve, as its certificate is about g" in certified
+    curvature = caption("loss_landscape", "Curvature by training budget")
+    assert "Difference quotient of the loss's gradient over the distance h = 0.1" in curvature
+    assert "econd derivative" not in curvature
+    assert "solver's tolerance" in caption("loss_landscape", "The linear threshold")
+    effort = caption("loss_landscape", "Effort of the attack")
+    assert "The ladder with gradients is the one of the table of schedules: PGD(steps=5), Square(queries=3)." in effort
+
+
+def test_captions_are_true_of_one_seed_too(results: Path) -> None:
+    several = FIGURES["loss_landscape", "Schedules of the budget"].caption(
+        Records(results / "loss_landscape" / "smoke")
+    )
+    assert "Marks and lines are means over seeds. Bars: the hull over seeds of the exact 95 % intervals" in several
+    one = FIGURES["training_methods", "Average certified radius"].caption(
+        Records(results / "training_methods" / "smoke")
+    )
+    assert "hull" not in one
+    assert "means over seeds" not in one
+    assert "Bars of the accuracy: the exact 95 % intervals over images." in one
+
+
+def test_what_several_certifiers_share_is_said_once() -> None:
+    made = {f"{name} {sigma}": f"Smoothing(noise=Gaussian(sigma={sigma}), n=9)" for sigma in (1, 2) for name in "ab"}
+    record = Record({"a": np.zeros((1, 1))}, {"names": ["a"], "certifiers": made})
+    assert circumstances(record) == (
+        "Certifiers: Smoothing(n=9), with noise=Gaussian(sigma=1) for a 1 and b 1; "
+        "noise=Gaussian(sigma=2) for a 2 and b 2."
+    )
+    record = Record({"a": np.zeros((1, 1))}, {"names": ["a"], "attacks": {"x": "X(steps=1)", "y": "Y(steps=1)"}})
+    assert circumstances(record) == "Attacks: x: X(steps=1); y: Y(steps=1)."
 
 
 def test_the_effort_s_caption_says_once_what_its_bars_are(results: Path) -> None:
@@ -780,9 +949,13 @@ def test_marks_lines_and_curves_show_values_and_intervals(figure: Figure) -> Non
     assert bars == [[0.25, 0.75]], "what has no interval is a dot alone"
     assert [t.get_text() for t in left.get_yticklabels()] == ["a", "b", "c"]
     assert left.get_ylim()[0] > left.get_ylim()[1], "the first row is on top"
-    line(middle, [1, 2], values[:1] * 2, "two", style(1))
-    (segments,) = (c.get_segments() for c in middle.collections)
-    assert [s[:, 1].tolist() for s in segments] == [[0.25, 0.75]] * 2
+    line(middle, [1, 2], values[:1] * 2, "two", style(1), beside=3.0)
+    (bars,) = middle.collections
+    assert [s.tolist() for s in bars.get_segments()] == [[[1, 0.25], [1, 0.75]], [[2, 0.25], [2, 0.75]]]
+    moved = bars.get_transform().transform((1, 0.5)) - middle.transData.transform((1, 0.5))
+    assert moved == pytest.approx([3.0 * figure.dpi / 72, 0.0])
+    low, high = middle.get_ylim()
+    assert low < 0.25 < 0.75 < high, "the axis holds the bars"
     log_axis(middle, "x", [1, 2])
     assert [t.get_text() for t in middle.get_xticklabels()] == ["1", "2"]
     scores = np.array([[0.0, 0.5, -1.0, 0.5]])

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from analysis.linear_experiment import CASES
 from analysis.records import write_record
 from certify.errors import InputError
-from figures.input_surface import input_surface
+from figures.input_surface import _draw, input_surface
 from figures.linear_threshold import linear_threshold
 from figures.weight_surface import weight_surface
 
@@ -66,6 +67,18 @@ def test_input_surfaces_side_by_side(tmp_path: Path) -> None:
     wrong = surface_record(tmp_path / "wrong.npz", "wrong", command="landscape")
     with pytest.raises(InputError, match="need records of python -m analysis surface, at least one"):
         input_surface([wrong], tmp_path / "out")
+
+
+def test_an_input_surface_is_read_without_its_table(tmp_path: Path) -> None:
+    loss = torch.logspace(-3, 1, 25, dtype=torch.float64).reshape(5, 5)
+    arrays = {"axis": AXIS, "loss": loss, "clipped": torch.zeros(5, 5)}
+    figure = Figure()
+    _draw(figure, [({k: v.numpy() for k, v in arrays.items()}, {**SURFACE, "name": "plain"})])
+    panel, bar = figure.axes
+    assert "largest loss within eps 1.1" in panel.get_xlabel()
+    ticks = [tick for tick in bar.get_yticks() if 1e-3 <= tick <= 10]
+    assert ticks == pytest.approx([0.001, 0.01, 0.1, 1, 10])
+    assert all(line.get_path_effects() for line in panel.lines), "white lines have dark outlines"
 
 
 def test_weight_surfaces_of_lines_planes_and_trajectories(tmp_path: Path) -> None:

@@ -239,3 +239,24 @@ def test_networks_are_told_apart_in_grey(half_spaces: BoundaryDistances) -> None
     assert len({line.get_marker() for line in points}) == 3
     assert all(line.get_linestyle() == "None" for line in points)
     assert diagonal.get_linestyle() == "--"
+
+
+def test_only_images_that_the_slope_uses_are_drawn_and_axes_end_where_they_do() -> None:
+    sigma = torch.tensor([0.0, 0.5, 1.0, torch.inf, 0.5], dtype=torch.float64)
+    distance = torch.tensor([0.0, 4.0, 9.0, 1.0, torch.inf], dtype=torch.float64)
+    figure = Figure()
+    draw_distances(figure, {"one": BoundaryDistances(sigma, distance, NoiseAndBoundary(), 0)})
+    points, diagonal = figure.axes[0].lines
+    assert str(points.get_label()).startswith("one: 2 of 5 images, slope ")
+    assert list(points.get_ydata()) == [4.0, 9.0]
+    largest = float(max(points.get_xdata()))
+    assert figure.axes[0].get_xlim()[1] == pytest.approx(1.05 * largest), "not where the line of half-spaces would end"
+    assert list(diagonal.get_xdata()) == list(diagonal.get_ydata()) == [0.0, largest]
+
+
+def test_the_axis_of_accuracy_begins_near_the_data() -> None:
+    right = torch.arange(200) < torch.tensor([[190, 190], [180, 178]])[:, :, None]
+    figure = Figure()
+    draw_noise(figure, {"one": NoiseCurve(right, NoiseLevels((0.0, 0.2), draws=2), 0)})
+    assert figure.axes[0].get_ylim()[0] > 0.8
+    assert figure.axes[0].get_title().startswith("Accuracy in Gaussian noise.")

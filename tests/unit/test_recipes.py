@@ -751,6 +751,10 @@ def test_gradients_are_read_where_the_warm_up_has_ended(tmp_path: Path) -> None:
     header, body = RECIPES["loss_landscape"].tables["Gradients over training"](records)
     assert header[1:] == [f"{what}, epoch {k}" for k in (1, 4, 6) for what in ("loss", "gradient norm")]
     assert [cell.split()[0] for cell in body[0][1:]] == ["0.0000", "0.0000", "3.0000", "30.0000", "5.0000", "50.0000"]
+    short = Record({"loss": loss[..., :2], "gradient_norm": loss[..., :2]}, {"names": ["0.3"]})
+    records.write("gradients", short, configured)
+    header, _ = RECIPES["loss_landscape"].tables["Gradients over training"](records)
+    assert header[1::2] == ["loss, epoch 1", "loss, epoch 2"], "the warm-up is longer than training"
 
 
 def test_a_report_ends_with_every_hyperparameter(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from certify.campaign.store import Store
 from certify.campaign.tables import row_of
 from certify.verified_radius import Bisection
 from figures import report_sections
+from figures.compare import RADII
 from figures.marks import MARKS
 from figures.report import PAGE, record_of, report
 from figures.report_page import Chapter, Details, Missing, Picture, Section, Table, render_page
@@ -305,6 +306,40 @@ def test_numbers_come_with_n_interval_and_seed(full: Path, page: Page) -> None:
         assert word in page.text
 
 
+def test_a_headline_is_about_a_radius_at_which_there_is_something_to_say(model: nn.Module, tmp_path: Path) -> None:
+    """A search for the nearest error breaks every image within its budget, where nothing is proved either."""
+    path, data = tmp_path / "s.sqlite", digits("test")
+    common: dict[str, Any] = {"names": NAMES, "indices": ":20", "add": True}
+    attack_campaign(path, [PGD(10)], model, data, threat=Threat("Linf", 0.9), **common)
+    with Store(path) as store:
+        (found,) = attack_results(store)
+    assert not found.rows.robust.any()
+    verify(path, Bisection(IBP(Threat("Linf", 0.5)), 10), model, data, **common)
+    with Store(path) as store:
+        (network,) = networks(store)
+    lower = known(network, F, "Linf").lower
+    radius = max(r for r in RADII["Linf"] if (lower >= r).any())
+    held, left = (lower >= radius).sum(), (found.rows.distance > radius).sum()
+    facts = dict(report_sections._facts(network, F, "Linf", known(network, F, "Linf"), 0.05))
+    both = f"at least {share(int(held), 20, 0.05)} proved, at most {share(int(left), 20, 0.05)} found"
+    assert facts[f"f: robust accuracy at Linf {radius:g}"].startswith(both)
+    assert "f: robust accuracy at Linf 0.9" not in facts
+    assert report_sections._telling(network.found[0], np.full(20, 0.95)) == [0.9], "proved at the budget: said there"
+    text = page_of(path, tmp_path).text
+    assert "all n = 20 examples" in text
+    assert "scroll for" not in text, "paper does not scroll"
+
+
+def test_captions_without_a_certificate_describe_none(model: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "s.sqlite"
+    attack_campaign(path, [PGD(5)], model, digits("test"), threat=Threat("Linf", 0.1), names=NAMES, indices=":5")
+    text = page_of(path, tmp_path).text
+    assert "Certified correct within r" not in text
+    assert "certified correct" not in text
+    assert "Black: no error found within r" in text
+    assert "Share of images not broken within r by any attack" in text
+
+
 def test_the_table_counts_what_was_not_broken(full: Path, page: Page) -> None:
     at = page.cells.index("not broken")
     with Store(full) as store:
@@ -386,7 +421,10 @@ def test_two_networks_are_two_chapters(full: Path, model: nn.Module, tmp_path: P
         other = digits_mlp().eval()
     verify(path, IBP(Threat("Linf", 0.01)), other, digits("test"), names=("a:b", "c:d"), indices="5:9", add=True)
     page = page_of(path, tmp_path)
-    assert page.tags.count("article") == 2
+    assert page.tags.count("article") == 3, "and one note on what is measured of neither"
+    both = "Of tests.networks:digits_mlp on paper_repro.data:digits test, a:b on c:d."
+    assert page.text.count(f"Gradient masking, Curvature, Local Lipschitz constants {both}") == 1
+    assert page.text.count("A store's rows do not say: this is measured on the network itself.") == 1
     assert page.text.startswith("Robustness of tests.networks:digits_mlp, a:b ")
     assert "a:b on c:d" in page.text
     with Store(path) as store:
@@ -412,7 +450,7 @@ def test_a_store_says_what_it_lacks_and_how_to_add_it(model: nn.Module, tmp_path
     assert run_it in text
     assert attack_it in text
     assert verify_it not in text
-    assert text.count(page_it) == 3
+    assert text.count(page_it) == 1
     only = tmp_path / "smoothed" / "s.sqlite"
     run(only, Smoothing(Gaussian(0.25), n=100), model, data, **common)  # type: ignore[arg-type]
     text = page_of(only, tmp_path).text
@@ -720,12 +758,20 @@ def test_a_bracket_ends_its_search_where_each_example_did() -> None:
 def test_a_bracket_without_attacks_or_proofs_is_still_drawn() -> None:
     figure = Figure()
     draw_brackets(figure, a_known(attacked=np.zeros(4, np.bool_), upper=np.full(4, np.inf)), "L2")
-    assert [str(line.get_label()) for line in figure.axes[0].lines] == ["proved: r* is at least this"]
+    proved, silent = figure.axes[0].lines
+    assert (proved.get_label(), silent.get_label()) == (
+        "proved: r* is at least this",
+        "nothing proved, and not attacked",
+    )
+    assert list(silent.get_ydata()) == [0.0, 0.0]
     assert figure.axes[0].get_xlabel() == "example, by what is proved"
     figure = Figure()
     nothing = a_known(attacked=np.zeros(4, np.bool_), upper=np.full(4, np.inf), lower=np.zeros(4))
     draw_brackets(figure, nothing, "L2")
-    assert not figure.axes[0].lines
+    assert [list(line.get_xdata()) for line in figure.axes[0].lines] == [[1, 2, 3, 4]]
+    caption = report_sections._brackets("g", nothing, "L2").caption
+    assert caption.endswith("Of 4 nothing is proved: the certificates abstain there, or are about another class.")
+    assert "nothing is proved" not in report_sections._brackets("f", a_known(), "L2").caption
 
 
 def test_many_marks_become_pixels() -> None:
@@ -801,6 +847,18 @@ def test_slopes_that_are_all_the_same_have_an_axis_too(most: float, scale: str) 
     assert figures_made[0].axes[0].get_yscale() == scale
 
 
+def test_legends_are_broken_into_lines_and_the_picture_grows_by_them() -> None:
+    heights = []
+    for label in ("short", "a label of many words " * 6):
+        figure = Figure()
+        attacked = np.array([0.0, 1.0]), np.array([1.0, 0.5]), np.array([1.0, 0.7]), label
+        draw_curves(figure, [], attacked, "Linf")
+        (text,) = figure.legends[0].get_texts()
+        assert max(map(len, text.get_text().splitlines())) <= 44
+        heights.append(figure.get_figheight())
+    assert heights[1] > heights[0] + 0.3
+
+
 def test_dollar_signs_are_no_mathematics() -> None:
     figure = Figure()
     text = figure.text(0.5, 0.5, plain("a $x_1$ b"))
@@ -820,5 +878,7 @@ def test_browsers_report_no_error(full_page: Path) -> None:
         page.on("request", lambda request: messages.append(request.url) if request.url.startswith("http") else None)
         page.goto(full_page.as_uri())
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        ends = "[...document.querySelectorAll('caption span')].map(e => e.getBoundingClientRect().right)"
+        assert max(page.evaluate(ends)) <= 360, "captions are whole beside a table that scrolls"
         browser.close()
     assert messages == []

@@ -274,10 +274,15 @@ def test_the_curve_is_the_observed_share_and_the_shade_its_bound(tmp_path: Path)
         corners = {tuple(corner) for path in shade.get_paths() for corner in np.asarray(path.vertices)}
         assert corners == {*zip(grid, row.accuracy.band, strict=True), *zip(grid, row.accuracy.observed, strict=True)}
     assert [line.get_label() for line in axes.lines] == [
-        "small_net g(Gaussian(sigma=0.5)): m = 100, alpha = 0.01, ACR 0.249",
-        "l: m = 100, alpha = 0.001 assumed, ACR 0.250",
+        "small_net g(Gaussian(sigma=0.5)): n = 100, alpha = 0.01, average radius 0.249",
+        "l: n = 100, alpha = 0.001 assumed, average radius 0.250",
     ]
     assert axes.get_xlabel() == "radius (L2, as published, input units)"
+    assert axes.get_xlim()[0] < 0 < grid[-1] < axes.get_xlim()[1], "marks at the ends are whole"
+    assert axes.get_ylim()[0] < 0 < 1 < axes.get_ylim()[1]
+    figure = Figure()
+    _draw(figure, rows[1:], "Linf")
+    assert figure.axes[0].get_xlabel() == "radius (Linf, input units)"
     assert "95 % simultaneous population bound" in axes.get_title()
 
 
