@@ -1,6 +1,8 @@
 """What stages leave behind: one npz file each, from which every table and every claim is worked out again."""
 
 import os
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +81,17 @@ class Records:
 def gather(
     names: Sequence[str], seeds: Sequence[int], measure: Callable[[str, int], Mapping[str, ArrayLike]]
 ) -> dict[str, NDArray[Any]]:
-    """Measure every name with every seed, and stack what comes out to arrays (names, seeds, ...)."""
-    rows = [[measure(name, seed) for seed in seeds] for name in names]
+    """Measure every name with every seed, and stack what comes out to arrays (names, seeds, ...).
+
+    Every cell that is done leaves a line on standard error, with the time left if all take as long.
+    """
+    rows: list[list[Mapping[str, ArrayLike]]] = []
+    total, started = len(names) * len(seeds), time.monotonic()
+    for name in names:
+        rows.append([])
+        for seed in seeds:
+            rows[-1].append(measure(name, seed))
+            done = len(seeds) * (len(rows) - 1) + len(rows[-1])
+            left = (time.monotonic() - started) / done * (total - done)
+            print(f"{name}, seed {seed}: {done}/{total} {left:.0f} s left", file=sys.stderr, flush=True)
     return {key: np.array([[np.asarray(cell[key]) for cell in row] for row in rows]) for key in rows[0][0]}

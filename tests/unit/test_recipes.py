@@ -282,6 +282,20 @@ def test_gather_stacks_names_seeds_and_the_rest() -> None:
     assert found["row"].tolist() == [[[1, 3, 7], [1, 5, 7]], [[2, 3, 7], [2, 5, 7]]]
 
 
+def test_gather_tells_of_every_cell_and_of_the_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 10.0, 20.0, 60.0, 80.0])
+    monkeypatch.setattr("paper_repro.recipes.records.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    gather(["x", "y"], (3, 5), lambda name, seed: {"a": 0.0})
+    assert capsys.readouterr().err.splitlines() == [
+        "x, seed 3: 1/4 30 s left",
+        "x, seed 5: 2/4 20 s left",
+        "y, seed 3: 3/4 20 s left",
+        "y, seed 5: 4/4 0 s left",
+    ]
+
+
 def test_records_come_back_as_written(tmp_path: Path) -> None:
     records = Records(tmp_path)
     arrays = {"hits": np.array([True, False]), "far": np.array([np.inf, 0.5]), "flipped": np.eye(3)[::-1]}
