@@ -245,7 +245,7 @@ FIGURES: dict[tuple[str, str], Picture] = {
         published_radii.draw,
         "votes",
         f"Average certified radius (L2, input units; {_NORMAL}) beside the mean over the five "
-        f"published seeds, and what stability training adds. {PAIRED}",
+        f"published seeds with one standard deviation of theirs, and what stability training adds. {PAIRED}",
     ),
     ("published_table", "Fixed number of votes"): _published("fixed_votes", "votes"),
     ("published_table", "As many votes as each image needs"): _published("adaptive_votes", "adaptive"),
