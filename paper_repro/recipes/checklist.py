@@ -13,33 +13,42 @@ from paper_repro.recipes.statistics import Measured, exactly
 
 _VERDICTS = ("passes", "inconclusive", "flagged")
 _WORDS = ("passed", "open", "flagged")
-OPEN = _VERDICTS.index("inconclusive")
+OPEN, FLAGGED = _VERDICTS.index("inconclusive"), _VERDICTS.index("flagged")
+_EVIDENCE = "evidence"
 
 
 def masking_record(
     names: Sequence[str], seeds: Sequence[int], look: Callable[[str, int], MaskingReport], notes: Mapping[str, Any]
 ) -> Record:
-    """For every name, seed and check whether it was passed (0), open (1) or flagged (2)."""
+    """For every name, seed and check whether it was passed (0), open (1) or flagged (2), and the evidence in words."""
     checks: list[str] = []
+    evidence: dict[str, list[list[str]]] = {name: [] for name in names}  # per seed and check
 
     def measure(name: str, seed: int) -> dict[str, NDArray[np.generic]]:
         found = look(name, seed).checks
         checks[:] = [f"{check.number} {check.name}" for check in found]
+        evidence[name].append([check.evidence for check in found])
         return {"verdict": np.array([_VERDICTS.index(check.verdict) for check in found])}
 
-    return Record(gather(names, seeds, measure), {"names": list(names), "checks": checks, **notes})
+    return Record(gather(names, seeds, measure), {"names": list(names), "checks": checks, _EVIDENCE: evidence, **notes})
 
 
 def masking_table(records: Records) -> Table:
-    """The table of a record `masking`, whose `verdict` is (names, seeds, checks)."""
+    """The table of a record `masking`, whose `verdict` is (names, seeds, checks); a flag has its evidence beside it."""
     record = records["masking"]
+    names, evidence = record.notes["names"], record.notes.get(_EVIDENCE)
     body = []
     for k, check in enumerate(record.notes["checks"]):
-        verdicts = [record.of("verdict", name)[:, k] for name in record.notes["names"]]
-        body.append([check, *(", ".join(_WORDS[v] for v in column) for column in verdicts)])
-    return ["check", *(f"{name}, by seed" for name in record.notes["names"])], body
+        verdicts = {name: record.of("verdict", name)[:, k].tolist() for name in names}
+        row = [check, *(", ".join(_WORDS[v] for v in column) for column in verdicts.values())]
+        if evidence is not None:
+            flagged = [(name, s) for name, column in verdicts.items() for s, v in enumerate(column) if v == FLAGGED]
+            row.append("; ".join(f"{name}, {s + 1}. seed: {evidence[name][s][k]}" for name, s in flagged))
+        body.append(row)
+    header = ["check", *(f"{name}, by seed" for name in names)]
+    return [*header, "evidence of flags"] if evidence is not None else header, body
 
 
 def flags(records: Records, name: str) -> Measured:
     """How many checks of a network are flagged, over all seeds."""
-    return exactly(float((records["masking"].of("verdict", name) == _VERDICTS.index("flagged")).sum()))
+    return exactly(float((records["masking"].of("verdict", name) == FLAGGED).sum()))

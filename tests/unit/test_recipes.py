@@ -30,6 +30,7 @@ from paper_repro.recipes import (
     training_methods,
 )
 from paper_repro.recipes.bench import Bench, Setting, spaced
+from paper_repro.recipes.checklist import flags, masking_record, masking_table
 from paper_repro.recipes.execute import MANIFEST, commit, execute
 from paper_repro.recipes.loss_landscape_stages import WARMED
 from paper_repro.recipes.recipe import SCALES, Above, Claim, Near
@@ -777,3 +778,27 @@ def test_a_report_ends_with_every_hyperparameter(tmp_path: Path) -> None:
     text = report(recipe, Records(tmp_path), "small")
     for name in ("attack", "attack_base", "smoothing", "trades"):
         assert f"* {name}: `{getattr(config, name)!r}`" in text
+
+
+def test_flags_of_the_checklist_bring_their_evidence(tmp_path: Path) -> None:
+    def look(name: str, seed: int) -> SimpleNamespace:
+        verdict = "flagged" if (name, seed) == ("g", 7) else "passes"
+        steps = SimpleNamespace(number=1, name="steps", verdict=verdict, evidence=f"{name} at {seed}")
+        return SimpleNamespace(
+            checks=[steps, SimpleNamespace(number=2, name="noise", verdict="inconclusive", evidence="")]
+        )
+
+    records = Records(tmp_path)
+    records.write("masking", masking_record(["f", "g"], (5, 7), look, {}), {})  # pyright: ignore[reportArgumentType]
+    header, body = masking_table(records)
+    assert header == ["check", "f, by seed", "g, by seed", "evidence of flags"]
+    assert body == [
+        ["1 steps", "passed, passed", "passed, flagged", "g, 2. seed: g at 7"],
+        ["2 noise", "open, open", "open, open", ""],
+    ]
+    assert (flags(records, "f").value, flags(records, "g").value) == (0, 1)
+    older = records["masking"]
+    notes = {key: value for key, value in older.notes.items() if key != "evidence"}
+    records.write("masking", Record(older.arrays, notes), {})
+    header, body = masking_table(records)
+    assert (header[-1], len(body[0])) == ("g, by seed", 3), "a record from before has none"
