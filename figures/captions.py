@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from paper_repro.recipes.records import Record, Records
+from paper_repro.recipes.records import Record, Records, short_threat
 
 _STATED = (
     "threat",
@@ -78,9 +78,7 @@ def _seeds(record: Record) -> tuple[int, tuple[str, ...]]:
 
 def threat(record: Record) -> str:
     """Norm and budget of a record's threat, such as "Linf eps = 0.3"; from its notes, else from the configuration."""
-    stated = record.notes.get("threat") or setting(record, "threat") or ""
-    found = re.search(r"norm='(\w+)', eps=([^,)]+)", stated)
-    return f"{found[1]} eps = {float(found[2]):.4g}" if found else stated
+    return short_threat(record.notes.get("threat") or setting(record, "threat") or "")
 
 
 def setting(record: Record, field: str) -> str | None:

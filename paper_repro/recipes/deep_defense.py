@@ -17,7 +17,7 @@ from paper_repro.data import Data
 from paper_repro.recipes.bench import Bench, Setting
 from paper_repro.recipes.cost import cost_record, cost_table
 from paper_repro.recipes.recipe import Above, Claim, Near, Recipe, Table
-from paper_repro.recipes.records import NotRecorded, Record, Records, gather
+from paper_repro.recipes.records import NotRecorded, Record, Records, gather, short_threat
 from paper_repro.recipes.statistics import Measured, average, difference, over_seeds, ratio, share
 from paper_repro.training import (
     DeepDefense,
@@ -296,7 +296,7 @@ def _curve_table(records: Records) -> Table:
 
 def _ladder_table(records: Records) -> Table:
     record = records["ladder"]
-    header = ["network", "clean accuracy", f"robust accuracy, {record.notes['threat']}"]
+    header = ["network", "clean accuracy", f"robust accuracy, {short_threat(record.notes['threat'])}"]
     return header, [
         [n, share(record.of("correct", n)), share(np.isinf(record.of("distance", n)))] for n in record.notes["names"]
     ]

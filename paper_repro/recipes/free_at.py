@@ -16,7 +16,7 @@ from paper_repro.data import Data
 from paper_repro.recipes.bench import Bench, Setting, spaced
 from paper_repro.recipes.cost import cost_record, cost_table, passes
 from paper_repro.recipes.recipe import Above, Claim, Near, Recipe, Table
-from paper_repro.recipes.records import Record, Records, gather
+from paper_repro.recipes.records import Record, Records, gather, short_threat
 from paper_repro.recipes.statistics import Measured, average, difference, mean_of, over_seeds, share
 from paper_repro.recipes.surfaces import NUMBERS, surface_arrays, write_surface
 from paper_repro.training import Erm, FastTraining, FreeTraining, PGDTraining, Ramp, Trades, Training
@@ -228,7 +228,7 @@ def _robust(records: Records, name: str, stage: str = "grid") -> NDArray[np.bool
 def _accuracies(records: Records, stage: str) -> Table:
     record = records[stage]
     body = [[n, share(record.of("correct", n)), share(_robust(records, n, stage))] for n in record.notes["names"]]
-    return ["network", "clean accuracy", f"robust accuracy, {records['grid'].notes['threat']}"], body
+    return ["network", "clean accuracy", f"robust accuracy, {short_threat(records['grid'].notes['threat'])}"], body
 
 
 def _grid_table(records: Records) -> Table:

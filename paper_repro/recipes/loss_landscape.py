@@ -17,7 +17,7 @@ from paper_repro.recipes.bench import Setting
 from paper_repro.recipes.checklist import flags, masking_table
 from paper_repro.recipes.loss_landscape_stages import WARMED, LossLandscape
 from paper_repro.recipes.recipe import Above, Claim, Near, Recipe, Table
-from paper_repro.recipes.records import NotRecorded, Record, Records
+from paper_repro.recipes.records import NotRecorded, Record, Records, short_threat
 from paper_repro.recipes.statistics import (
     Measured,
     accuracy,
@@ -33,8 +33,9 @@ from paper_repro.training import PGDTraining, Ramp, Training
 
 def _landscape_table(records: Records) -> Table:
     record = records["landscape"]
-    header = ["eps", "largest eigenvalue", "residual", "top: frozen", "frozen, by steps", "re-attacked, by steps"]
-    header += ["ratio of these", "random: frozen", "frozen, by steps", "re-attacked, by steps"]
+    header = ["eps", "largest eigenvalue", "residual", "top: frozen", "top: frozen, by steps"]
+    header += ["top: re-attacked, by steps"]
+    header += ["ratio of these", "random: frozen", "random: frozen, by steps", "random: re-attacked, by steps"]
     header += ["jump of the gradient along top"]
     body = []
     for name in record.notes["names"]:
@@ -92,7 +93,8 @@ def _schedules_table(records: Records) -> Table:
     for name in record.notes["names"]:
         robust = _robust(records, name)
         body.append([name, share(record.of("correct", name)), share(robust), str(difference(robust, base))])
-    return ["schedule", "clean accuracy", f"robust accuracy, {record.notes['threat']}", f"less {WARMED}"], body
+    threat = short_threat(record.notes["threat"])
+    return ["schedule", "clean accuracy", f"robust accuracy, {threat}", f"less {WARMED}"], body
 
 
 def _norms_table(records: Records) -> Table:
@@ -254,6 +256,10 @@ _CLAIMS = (
         "C",
         Above(1.0),
         _eigenvalue_growth,
+        reasons={
+            "fashion": "seeds lie on either side of 1; eps ends at 0.1, and eigenvalues here are three to five times "
+            "those on MNIST, that of plain training most"
+        },
     ),
     Claim(
         "An adversary who answers adds curvature along the top direction: re-attacked over frozen at the largest eps",
@@ -275,6 +281,10 @@ _CLAIMS = (
         "A",
         Above(),
         lambda r: _gain_over_trained(r, "cosine", "constant"),
+        reasons={
+            "fashion": "here constant eps leaves the constant classifier by itself and needs no schedule; what "
+            "cosine gains is clean accuracy, 80.4 against 76.3 %"
+        },
     ),
     Claim(
         "At the same learning rates a warm-up alone gives at least what a cosine schedule gives: robust accuracy, "
@@ -290,7 +300,10 @@ _CLAIMS = (
         "C",
         Above(),
         lambda r: _gain(r, "periodic cosine, ensemble", "periodic cosine"),
-        reasons={"small": "eps begins at 0 in each cycle of 5 to 10 epochs, which leaves the last network at 30 %"},
+        reasons={
+            "small": "eps begins at 0 in each cycle of 5 to 10 epochs, which leaves the last network at 30 %",
+            "fashion": "the mean has the sign; 500 images and three seeds are too few to tell a point",
+        },
     ),
     Claim(
         "With ensembles too, the cosine schedule beats the constant one: difference in robust accuracy",
@@ -298,6 +311,10 @@ _CLAIMS = (
         "C",
         Above(),
         lambda r: _gain_over_trained(r, "periodic cosine, ensemble", "periodic constant, ensemble"),
+        reasons={
+            "fashion": "eps begins at 0 in each cycle of 3 to 6 epochs, which buys clean accuracy, 81.2 against "
+            "75.9 %, and costs robust accuracy"
+        },
     ),
     Claim(
         "Training by PGD is more robust than by one step with a random start: difference in robust accuracy",
@@ -305,6 +322,10 @@ _CLAIMS = (
         "A",
         Above(),
         lambda r: _gain(r, WARMED, "one step with random start"),
+        reasons={
+            "fashion": "at eps 0.1 one step with a random start does not overfit to its step, as it does on MNIST "
+            "at 0.3; a point remains open"
+        },
     ),
     Claim(
         "Longer black-box attacks break at most one image in a hundred that the ladder leaves: share of images",

@@ -1,6 +1,7 @@
 """What stages leave behind: one npz file each, from which every table and every claim is worked out again."""
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -76,6 +77,12 @@ class Records:
         arrays = {name: torch.as_tensor(np.ascontiguousarray(value)) for name, value in record.arrays.items()}
         write_record(partial, arrays, {**record.notes, **provenance})
         os.replace(partial, self.path(stage))
+
+
+def short_threat(stated: str) -> str:
+    """Norm and budget of what a threat prints as, such as "Linf eps = 0.3"; text of another form as it is."""
+    found = re.search(r"norm='(\w+)', eps=([^,)]+)", stated)
+    return f"{found[1]} eps = {float(found[2]):.4g}" if found else stated
 
 
 def gather(

@@ -18,7 +18,7 @@ from paper_repro.recipes.bench import Bench, Setting
 from paper_repro.recipes.cost import cost_record, cost_table, passes
 from paper_repro.recipes.loss_landscape_stages import WARMED
 from paper_repro.recipes.recipe import Above, Claim, Near, Recipe, Table
-from paper_repro.recipes.records import Record, Records, gather
+from paper_repro.recipes.records import Record, Records, gather, short_threat
 from paper_repro.recipes.statistics import accuracy, between_trainings, difference, mean_of, share
 from paper_repro.training import (
     CatRs,
@@ -193,7 +193,7 @@ def _robust(records: Records, stage: str, name: str) -> NDArray[np.bool_]:
 
 def _attacked_table(records: Records, stage: str, base: str) -> Table:
     record = records[stage]
-    threat, n = record.notes["threat"], len(record.notes["example"])
+    threat, n = short_threat(record.notes["threat"]), len(record.notes["example"])
     body = []
     for name in record.notes["names"]:
         robust = _robust(records, stage, name)
