@@ -16,6 +16,7 @@ from figures import (
     certified_by_bound,
     certified_radii,
     certifiers,
+    challenge_ladder,
     costs,
     curvature_by_budget,
     data_budget,
@@ -24,7 +25,7 @@ from figures import (
     line_over_seeds,
     linearisations,
     noise_over_seeds,
-    oscillation_bound,
+    proved_and_met,
     published_curves,
     published_radii,
     relative_distances,
@@ -170,6 +171,13 @@ FIGURES: dict[tuple[str, str], Picture] = {
         tuning.counted,
     ),
     ("deep_defense", "Cost, from the plain network"): _cost("cost"),
+    ("challenge", "Ladder of the challenge"): Picture(
+        "ladder",
+        challenge_ladder.draw,
+        "ladder",
+        "Share of images that each attack alone leaves right, and all of them together, beside what is published of a "
+        f"network that is not ours, which has no interval. {intervals('Bars')}",
+    ),
     ("loss_landscape", "Curvature by training budget"): Picture(
         "curvature_by_budget",
         curvature_by_budget.draw,
@@ -203,10 +211,28 @@ FIGURES: dict[tuple[str, str], Picture] = {
     ),
     ("loss_landscape", "Oscillation of the parameter gradient"): Picture(
         "oscillation_bound",
-        oscillation_bound.draw,
+        partial(
+            proved_and_met.draw,
+            stage="oscillation",
+            what="Oscillation of the parameter gradient",
+            unit="L2 norm of the change",
+        ),
         "oscillation",
         "Change of an image's parameter gradient within eps (L2 norm): the largest met against the proved bound, a "
         "point for every test image and seed. A proof has no interval.",
+        partial(columns, array="sampled", what="test images"),
+    ),
+    ("loss_landscape", "Local Lipschitz constants of the logits"): Picture(
+        "local_lipschitz",
+        partial(
+            proved_and_met.draw,
+            stage="lipschitz",
+            what="Local Lipschitz constants, Linf to Linf",
+            unit="logits per input unit",
+        ),
+        "lipschitz",
+        "The largest slope of the logits met within eps (Linf, input units) against the proved bound, a point for "
+        "every test image and seed. A proof has no interval.",
         partial(columns, array="sampled", what="test images"),
     ),
     ("loss_landscape", "The linear threshold"): Picture(

@@ -18,11 +18,6 @@ CAPTIONS: dict[tuple[str, str], Caption] = {
         partial(columns, array="L2"),
     ),
     ("masking_of_g", "Signs of gradient masking"): Caption("masking", _VERDICTS),
-    ("challenge", "Ladder of the challenge"): Caption(
-        "ladder",
-        "Share of images that each attack alone leaves right, and all of them together, beside what is published of a "
-        f"network that is not ours. {_SHARES}",
-    ),
     ("deep_defense", "A fixed L2 budget"): Caption(
         "ladder",
         f"Clean accuracy, and the share of images that no attack breaks. {_SHARES}",
@@ -44,12 +39,6 @@ CAPTIONS: dict[tuple[str, str], Caption] = {
         "Share of images that PGD leaves, the mean of the largest loss that it reached, by what share of itself that "
         "rose over the last tenth of the steps, and in how many seeds the cell is the strongest of all. One restart "
         "from the same start in every cell. Cells: mean and deviation over seeds; no interval over images.",
-    ),
-    ("loss_landscape", "Local Lipschitz constants of the logits"): Caption(
-        "lipschitz",
-        "From Linf to Linf, in logits per input unit: the largest slope met within eps and the proved bound, means "
-        "over images, and the median of their quotient. Cells: mean and deviation over seeds. A proof has no interval.",
-        partial(columns, array="sampled", what="test images"),
     ),
     ("loss_landscape", "Signs of gradient masking"): Caption(
         "masking", _VERDICTS, partial(configured, field="checked", what="test images")

@@ -52,8 +52,8 @@ def ladder(bench: Bench) -> Record:
     return Record(gather(names, config.setting.seeds, measure), notes)
 
 
-def _survives(records: Records, name: str) -> NDArray[np.bool_]:
-    """(seeds, n) whether an image survives that attack, or every one."""
+def survives(records: Records, name: str) -> NDArray[np.bool_]:
+    """(seeds, n) whether an image survives that attack, or `ALL` of them."""
     record = records["ladder"]
     left = np.isinf(record.arrays["distance"])
     return left.all(0) if name == ALL else left[record.notes["names"].index(name)]
@@ -63,7 +63,7 @@ def _table(records: Records) -> Table:
     record = records["ladder"]
     body = [["none", share(record.arrays["correct"][0]), PUBLISHED["none"]]]
     for name in (*record.notes["names"], ALL):
-        body.append([name, share(_survives(records, name)), PUBLISHED.get(name, "")])
+        body.append([name, share(survives(records, name)), PUBLISHED.get(name, "")])
     return [
         "attack",
         f"accuracy of our network, n = {len(record.notes['example'])}",
@@ -72,7 +72,7 @@ def _table(records: Records) -> Table:
 
 
 def _percent(records: Records, name: str) -> Measured:
-    return over_seeds(100 * _survives(records, name).mean(1))
+    return over_seeds(100 * survives(records, name).mean(1))
 
 
 # Of the secret network on all 10,000 images, Linf 0.3: white-box leaderboard of mnist_challenge. The ladder there ends
@@ -110,14 +110,14 @@ _CLAIMS = (
         _LEADERBOARD,
         "A",
         Above(),
-        lambda r: difference(_survives(r, "FGSM, cross-entropy"), _survives(r, NEAREST)),
+        lambda r: difference(survives(r, "FGSM, cross-entropy"), survives(r, NEAREST)),
     ),
     Claim(
         "Restarts alone do: accuracy under PGD-100 less that with 50 restarts",
         _LEADERBOARD,
         "A",
         Above(),
-        lambda r: difference(_survives(r, "PGD-100, cross-entropy"), _survives(r, NEAREST)),
+        lambda r: difference(survives(r, "PGD-100, cross-entropy"), survives(r, NEAREST)),
     ),
     Claim(
         "Accuracy under PGD-100 with 50 restarts, %",

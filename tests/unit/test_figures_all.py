@@ -37,12 +37,13 @@ from figures import (
     budget_and_replays,
     certified_radii,
     certifiers,
+    challenge_ladder,
     costs,
     data_budget,
     gradient_lines,
     line_over_seeds,
     noise_over_seeds,
-    oscillation_bound,
+    proved_and_met,
     published_curves,
     relative_distances,
 )
@@ -871,10 +872,31 @@ def test_titles_and_axes_say_what_they_are_about(results: Path) -> None:
         assert figure.axes[0].get_title() == f"plain: {counts[0]}, {counts[1]}\nof {N} images by seed"
         assert figure.axes[0].get_xlabel() == "predicted: -sigma PhiInv(0.01)\n(L2, input units)"
         figure = Figure()
-        oscillation_bound.draw(figure, Records(results / "loss_landscape" / "smoke"))
+        landscape = Records(results / "loss_landscape" / "smoke")
+        proved_and_met.draw(figure, landscape, "oscillation", "Oscillation", "L2")
         met = Records(results / "loss_landscape" / "smoke")["oscillation"].arrays["sampled"]
         assert figure.axes[0].get_xlim()[1] < 1.5 * met.max(), "the bounds do not stretch the axis of what was met"
+        assert figure.axes[0].lines[0].get_label() == "Linf eps = 0.01"
+        figure = Figure()
+        proved_and_met.draw(figure, landscape, "lipschitz", "Local Lipschitz constants", "logits")
+        points, diagonal = figure.axes[0].lines
+        assert points.get_label() == "plain, Linf eps = 0.01"
+        assert points.get_ydata().tolist() == (2 * points.get_xdata()).tolist()
+        for ends in (diagonal.get_xdata(), diagonal.get_ydata()):
+            assert list(ends) == [points.get_xdata().min(), points.get_xdata().max()]
     assert [costs._plain(s) for s in (3.81, 71.8, 99.7, 304.2)] == ["3.8", "72", "100", "304"]
+
+
+def test_the_ladder_has_the_published_numbers_beside_ours(results: Path) -> None:
+    figure, records = Figure(), Records(results / "challenge" / "smoke")
+    challenge_ladder.draw(figure, records)
+    (axes,) = figure.axes
+    marked = {line.get_label(): line.get_xdata() for line in axes.lines if not str(line.get_label()).startswith("_")}
+    _, body = RECIPES["challenge"].tables["Ladder of the challenge"](records)
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["no attack", *(row[0] for row in body[1:])]
+    for column, label in ((1, "our network"), (2, "published network, not ours")):
+        cells = [float(row[column].split()[0]) if row[column] else np.nan for row in body]
+        np.testing.assert_allclose(marked[label], cells, atol=5e-5)
 
 
 def test_captions_name_what_the_configuration_holds(tmp_path: Path) -> None:
