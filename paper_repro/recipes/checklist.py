@@ -43,7 +43,10 @@ def masking_table(records: Records) -> Table:
         row = [check, *(", ".join(_WORDS[v] for v in column) for column in verdicts.values())]
         if evidence is not None:
             flagged = [(name, s) for name, column in verdicts.items() for s, v in enumerate(column) if v == FLAGGED]
-            row.append("; ".join(f"{name}, {s + 1}. seed: {evidence[name][s][k]}" for name, s in flagged))
+            # Its first clause says what was found; the record holds the rest, which attacks and how many of each.
+            row.append(
+                "; ".join(f"{name}, {s + 1}. seed: {evidence[name][s][k].partition(';')[0]}" for name, s in flagged)
+            )
         body.append(row)
     header = ["check", *(f"{name}, by seed" for name in names)]
     return [*header, "evidence of flags"] if evidence is not None else header, body

@@ -783,7 +783,7 @@ def test_a_report_ends_with_every_hyperparameter(tmp_path: Path) -> None:
 def test_flags_of_the_checklist_bring_their_evidence(tmp_path: Path) -> None:
     def look(name: str, seed: int) -> SimpleNamespace:
         verdict = "flagged" if (name, seed) == ("g", 7) else "passes"
-        steps = SimpleNamespace(number=1, name="steps", verdict=verdict, evidence=f"{name} at {seed}")
+        steps = SimpleNamespace(number=1, name="steps", verdict=verdict, evidence=f"{name} at {seed}; by PGD")
         return SimpleNamespace(
             checks=[steps, SimpleNamespace(number=2, name="noise", verdict="inconclusive", evidence="")]
         )
