@@ -27,8 +27,8 @@ _state: dict[str, Path] = {}
 CAPTIONS = {
     "certificates_compared": "Worked out, not measured: what each bound proves from the same votes.",
     "certified_accuracy_of_sigma": (
-        "Three-layer networks trained in noise, 500 MNIST images each. Logs do not state their alpha; the manifest "
-        "beside these does, 0.001. Records: `paper_repro/results/comparison_mlp/small`."
+        "Three-layer networks trained in noise, 500 MNIST images each. Logs do not state their alpha; the stores "
+        "beside these do, 0.001. Records: `paper_repro/results/comparison_mlp/small`."
     ),
     "input_surface": (
         "The same images under a plain, a Free and a PGD-trained network, MNIST, on shared axes. Records: "
