@@ -158,7 +158,8 @@ def check_brackets(certificates: Sequence[Results], attacks: Sequence[AttackResu
             common, mine, theirs = np.intersect1d(made.example, found.rows.example, return_indices=True)
             if len(common):
                 whole = convert(made.certificate, threat.norm, dimension)
-                part = Certificate.from_record(whole.header(), [whole.records()[i] for i in mine])
+                records = whole.records()
+                part = Certificate.from_record(whole.header(), [records[i] for i in mine])
                 bracket(part, torch.from_numpy(made.label[mine]), torch.from_numpy(found.rows.distance[theirs]))
 
 

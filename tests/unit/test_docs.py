@@ -19,6 +19,7 @@ import torch
 
 from analysis.masking_checks import QUESTIONS
 from certify.campaign import Store
+from certify.campaign.logs import read_log
 from certify.campaign.tables import rows_of
 from paper_repro.recipes import RECIPES
 from paper_repro.recipes.recipe import SCALES
@@ -250,7 +251,14 @@ def test_the_page_on_recipes_names_every_recipe_and_scale() -> None:
 
 
 QUOTED = {
-    ("reading-the-comparison", "comparison_mlp/small/compare.md"): ("0.3154", "3.199", "0.1142", "0.822", "0.826", "0.736"),
+    ("reading-the-comparison", "comparison_mlp/small/compare.md"): (
+        "0.3154",
+        "3.199",
+        "0.1142",
+        "0.822",
+        "0.826",
+        "0.736",
+    ),
     ("choosing-sigma", "split_noise/small/comparison.md"): ("0.926", "0.918", "0.39", "0.538", "0.470", "0.00027"),
     ("detecting-masking", "masking/small/pgd_0.1.md"): ("193",),
     ("detecting-masking", "masking/small/pgd_0.3.md"): ("178", "180"),
@@ -342,3 +350,18 @@ def test_the_site_builds_without_a_warning(with_pictures: bool, tmp_path: Path) 
     assert "bracket.png" in (site / "gallery" / "index.html").read_text(encoding="utf-8") if with_pictures else True
     reference = (site / "api" / "certify" / "index.html").read_text(encoding="utf-8")
     assert reference.count('<details class="proves" open>') >= 20, "what is proved stands in boxes of its own"
+
+
+@pytest.mark.parametrize("name", ["gaussian_0.25", "gaussian_0.5", "gaussian_1.0", "stability_0.5"])
+def test_the_logs_of_the_comparison_are_those_of_its_stores(name: str, tmp_path: Path) -> None:
+    folder = RESULTS / "comparison_mlp" / "small"
+    copy = shutil.copyfile(folder / f"{name}.sqlite", tmp_path / "copy.sqlite")  # opening a store may write beside it
+    log = read_log(folder / f"{name}.1.tsv")
+    with Store(copy) as store:
+        (made,) = (results for results in store.results() if results.certificate.subject != "f")
+    assert log.example.tolist() == made.example.tolist()
+    assert log.prediction.tolist() == made.certificate.prediction.tolist()
+    proved = made.certificate.prediction.numpy() >= 0
+    gap = made.certificate.radius.numpy()[proved] - log.radius[proved]
+    assert gap.min() >= 0
+    assert gap.max() < 1e-3
