@@ -95,6 +95,12 @@ def _published(name: str, stage: str) -> Picture:
     return Picture(name, partial(published_curves.draw, stage=stage), stage, says)
 
 
+def _proved_and_met(name: str, stage: str, what: str, unit: str, says: str) -> Picture:
+    draw = partial(proved_and_met.draw, stage=stage, what=what, unit=unit)
+    whole = f"{says}, a point for every test image and seed. A proof has no interval."
+    return Picture(name, draw, stage, whole, partial(columns, array="sampled", what="test images"))
+
+
 FIGURES: dict[tuple[str, str], Picture] = {
     ("free_at", "Accuracy by budget and m"): Picture(
         "budget_and_replays",
@@ -209,31 +215,19 @@ FIGURES: dict[tuple[str, str], Picture] = {
         "effort",
         attack_effort.says,
     ),
-    ("loss_landscape", "Oscillation of the parameter gradient"): Picture(
+    ("loss_landscape", "Oscillation of the parameter gradient"): _proved_and_met(
         "oscillation_bound",
-        partial(
-            proved_and_met.draw,
-            stage="oscillation",
-            what="Oscillation of the parameter gradient",
-            unit="L2 norm of the change",
-        ),
         "oscillation",
-        "Change of an image's parameter gradient within eps (L2 norm): the largest met against the proved bound, a "
-        "point for every test image and seed. A proof has no interval.",
-        partial(columns, array="sampled", what="test images"),
+        "Oscillation of the parameter gradient",
+        "L2 norm of the change",
+        "Change of an image's parameter gradient within eps (L2 norm): the largest met against the proved bound",
     ),
-    ("loss_landscape", "Local Lipschitz constants of the logits"): Picture(
+    ("loss_landscape", "Local Lipschitz constants of the logits"): _proved_and_met(
         "local_lipschitz",
-        partial(
-            proved_and_met.draw,
-            stage="lipschitz",
-            what="Local Lipschitz constants, Linf to Linf",
-            unit="logits per input unit",
-        ),
         "lipschitz",
-        "The largest slope of the logits met within eps (Linf, input units) against the proved bound, a point for "
-        "every test image and seed. A proof has no interval.",
-        partial(columns, array="sampled", what="test images"),
+        "Local Lipschitz constants, Linf to Linf",
+        "logits per input unit",
+        "The largest slope of the logits met within eps (Linf, input units) against the proved bound",
     ),
     ("loss_landscape", "The linear threshold"): Picture(
         "threshold",
